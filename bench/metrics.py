@@ -1,0 +1,119 @@
+"""Every metric, interval and verdict of the protocol, each written once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.special import gammaln, logsumexp, stdtrit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Z95 = 1.959963984540054
+
+
+def ber(soft: Tensor, message: Tensor) -> float:
+    """Bit error rate of soft bits [n] in [0, 1] against message [n]; in [0, 1].
+
+    A soft bit of exactly 0.5, and one that is not a number, carries no information and counts as half an error:
+    a detector must not profit from weights that are all zero or all gone.
+    """
+    import torch
+
+    soft, truth = soft.detach().double().cpu(), message.detach().cpu().double()
+    read = torch.where(soft > 0.5, 1.0, torch.where(soft < 0.5, 0.0, 0.5))
+    return float((read.to(truth.dtype) - truth).abs().mean())
+
+
+def matches(error: float, n: int) -> int:
+    """Whole matching bits at bit error rate `error` (half errors are rounded against the claimant)."""
+    return math.floor(n * (1 - error) + 1e-6)
+
+
+def log10_p(error: float, n: int) -> float:
+    """log10 P[Binomial(n, 1/2) >= matches]: the chance that a random message matches at least as well.
+
+    Summed in logarithms: scipy's binom.logsf takes the logarithm of a tail that has already underflowed to 0
+    (-inf for 2,047 of 2,048), and a table needs the number.
+    """
+    k = np.arange(matches(error, n), n + 1)
+    terms = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) - n * math.log(2)
+    return min(0.0, float(logsumexp(terms)) / math.log(10))
+
+
+def is_detected(log10_p_value: float, alpha: float) -> bool:
+    """The protocol's verdict on bits: p <= alpha (compared with a relative slack of 1e-12 for rounding)."""
+    return log10_p_value <= math.log10(alpha) + 1e-12
+
+
+def matches_needed(n: int, alpha: float) -> int | None:
+    """Fewest matches of n that are a detection at alpha; None where n bits cannot reach it."""
+    return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n), alpha)), None)
+
+
+def t_interval(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean and half-width of the 95% t interval over seeds; half-width None for a single value."""
+    x = np.asarray([v for v in values if v is not None and not math.isnan(v)], dtype=float)
+    if x.size == 0:
+        return math.nan, None
+    if x.size == 1:
+        return float(x[0]), None
+    return float(x.mean()), float(stdtrit(x.size - 1, 0.975) * x.std(ddof=1) / math.sqrt(x.size))
+
+
+def wilson(errors: float, trials: int) -> tuple[float, float]:
+    """95% Wilson score interval of a proportion (pooled wrong bits of `trials` bits)."""
+    if trials == 0:
+        return 0.0, 1.0
+    p, z2 = errors / trials, Z95**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
+    # At the ends the exact bound is 0 or 1; the subtraction leaves 1e-17 of it.
+    return (0.0 if errors == 0 else centre - half), (1.0 if errors == trials else centre + half)
+
+
+def missing(value: Any) -> bool:
+    """True for what a row calls null, whether it comes from JSON (None) or from a DataFrame (nan, NA)."""
+    return value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
+
+
+def damage(row: Mapping[str, Any]) -> float | None:
+    """victim - suspect, in utility points, signed; None where the attacker changed the task."""
+    if missing(row["utility"]) or missing(row["utility_victim"]):
+        return None
+    return float(row["utility_victim"]) - float(row["utility"])
+
+
+def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
+    """What the protocol says of one row.
+
+    skipped, failed   from the row's status
+    control           the host under the owner's key ("FALSE ALARM" if it detects)
+    unmarked          there is no message to look for
+    survived          the owner's mark is detected
+    removed           it is not, and the model still works (damage <= max_damage)
+    destroyed         the mark (or the owner's sole claim) is gone, but so is the model (damage > max_damage)
+    lost              it is not detected, on another task, where damage is undefined
+    overwritten, ambiguous   the attacker's mark is detected: alone, or beside the owner's
+    forged, resisted  the claim on the untouched victim passed verification, or did not
+    """
+    if row["status"] != "ok":
+        return str(row["status"])
+    if missing(row["detected"]):
+        return "unmarked"
+    owner, claim = bool(row["detected"]), not missing(row["claim_detected"]) and bool(row["claim_detected"])
+    if row["knob"] == "host":
+        return "FALSE ALARM" if owner else "control"
+    if goal == "forge" and not missing(row["claim_detected"]):
+        return "forged" if claim else "resisted"
+    hurt = damage(row)
+    if owner and not claim:
+        return "survived"
+    if hurt is not None and hurt > max_damage:
+        return "destroyed"
+    if claim:
+        return "ambiguous" if owner else "overwritten"
+    return "lost" if hurt is None else "removed"

@@ -1,0 +1,198 @@
+"""The words every room of the harness shares: keys, victims, snapshots, rows, and the protocols.
+
+Nothing here imports torch at run time, so that the command line can name these types cheaply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from bench.train import Fit
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as one line, never as a traceback.
+
+    `code` is the exit status: 2 for a configuration that cannot be, 1 for a run that went wrong.
+    """
+
+    def __init__(self, message: str, code: int = 1):
+        super().__init__(" ".join(str(message).split()))
+        self.code = code
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be: unknown name, wrong type, a layer that is too small."""
+
+    def __init__(self, message: str):
+        super().__init__(message, code=2)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the owner keeps: message [n] of bool, the method's secret tensors, the marked weights' names."""
+
+    message: Tensor
+    secret: dict[str, Tensor]
+    where: tuple[str, ...]
+
+    @property
+    def n_bits(self) -> int:
+        return self.message.numel()
+
+
+@dataclass(frozen=True)
+class Victim:
+    """The stolen model as its attacker sees it.
+
+    The method and its parameters are public (Kerckhoffs); `task` is the attacker's view of the data, which
+    refuses the owner's. `where` is filled only for an attack whose `knows` lists `layer` or `key`, and `key`
+    only for one that lists `key`: nothing else of the owner's secret can be reached from here.
+    """
+
+    model: nn.Module
+    method: Method
+    task: Task
+    where: tuple[str, ...] | None = None
+    key: Key | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One point on an attack's axis. The model may be overwritten once the next snapshot is drawn.
+
+    `claim` is the attacker's own key (overwrite, forge). `task` is set when the attacker moved the model to
+    another task, on which its utility is then measured. `skipped` says why this point could not be made.
+    """
+
+    knob: str
+    strength: float | None
+    model: nn.Module
+    claim: Key | None = None
+    task: Task | None = None
+    skipped: str = ""
+
+
+class Task(Protocol):
+    """Data splits, loss and utility of what the model does; methods and attacks see nothing else of it."""
+
+    utility_name: str
+    train: str
+
+    def size(self, split: str) -> int: ...
+    def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[Any]: ...
+    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
+    def distill(self, model: nn.Module, teacher: nn.Module, batch: Any) -> Tensor: ...
+    def utility(self, model: nn.Module, split: str = "test") -> float: ...
+    def view(self, role: str) -> Task: ...
+    def transfer(self, data: Any) -> Task: ...
+    def build(self, model: Any, seed: int) -> nn.Module: ...
+    def head(self, model: nn.Module) -> str: ...
+    def new_head(self, model: nn.Module, seed: int) -> nn.Module: ...
+
+
+class Method:
+    """A watermarking method: a frozen dataclass that derives from this and overrides what it needs.
+
+    `situation` says from where `embed` starts (Uchida et al., Sec. 3.2): `scratch` is handed a freshly initialised
+    model, `finetune` and `distill` the trained host. `version` enters the hash of everything embedded: raise
+    it when the same configuration would give other weights.
+    """
+
+    version: ClassVar[int] = 1
+    situation: str = "finetune"
+
+    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key | None:
+        """A fresh message and secret for `host`, from `rng` alone. None: the method carries no message."""
+        raise NotImplementedError
+
+    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
+        """The marked model. `host` may be trained in place; data come from `task.batches(task.train)`."""
+        raise NotImplementedError
+
+    def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:
+        """Soft bits [n] in [0, 1], 0.5 = undecided. No gradients, no randomness."""
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, key: Key) -> Tensor | None:
+        """Differentiable extraction [n] before the threshold at 0, or None where there is no such thing."""
+        return None
+
+    def accepts(self, key: Key) -> bool:
+        """Every check that verification prescribes apart from matching bits (a commitment, say)."""
+        return True
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack's threat model; each attack is a frozen dataclass that derives from this.
+
+    goal: `removal`, `overwrite` or `forge`: which rule of the protocol judges it.
+    seed: the attacker's own randomness, independent of the owner's even where the number is the same.
+    knows: what it is given: weights, outputs, method, layer, key.
+    """
+
+    goal: str
+    seed: int
+    knows: list[str]
+
+    def __post_init__(self) -> None:
+        from bench.spec import choice
+
+        choice("attack.goal", self.goal, ("removal", "overwrite", "forge"))
+        for item in self.knows:
+            choice("attack.knows", item, ("weights", "outputs", "method", "layer", "key"))
+
+    def skip(self, victim: Victim) -> str | None:
+        """Why this attack cannot be made on this victim, or None."""
+        return None
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        """One snapshot per strength, made on a copy: the victim stays bit-identical."""
+        raise NotImplementedError
+
+
+@dataclass
+class Row:
+    """One result: fields, order and meaning are the protocol's. None where a value does not apply.
+
+    ber in [0, 1]; log10_p <= 0; utility in the task's unit (top-1 accuracy: percent); seconds and peak_mb
+    are what this point cost the attacker.
+    """
+
+    run_id: str
+    method: str
+    attack: str
+    model: str
+    data: str
+    seed: int
+    knob: str
+    strength: float | None = None
+    n_bits: int | None = None
+    ber: float | None = None
+    log10_p: float | None = None
+    detected: bool | None = None
+    claim_ber: float | None = None
+    claim_log10_p: float | None = None
+    claim_detected: bool | None = None
+    utility_name: str | None = None
+    utility: float | None = None
+    utility_victim: float | None = None
+    utility_host: float | None = None
+    seconds: float | None = None
+    peak_mb: float | None = None
+    device: str | None = None
+    status: str = "ok"
+    error: str | None = None
+    config_hash: str = ""
+    commit: str | None = None
+    created_at: str = field(default="")
+
+
+ROW_FIELDS = tuple(f.name for f in fields(Row))

@@ -1,0 +1,1 @@
+"""Watermarking methods: one frozen dataclass per file, file name = yaml name = class in CamelCase."""
