@@ -67,23 +67,26 @@ class Victim:
 class Snapshot:
     """One point on an attack's axis. The model may be overwritten once the next snapshot is drawn.
 
-    `claim` is the attacker's own key (overwrite, forge). `task` is set when the attacker moved the model to
-    another task, on which its utility is then measured. `skipped` says why this point could not be made.
+    `claim` is the attacker's own key (overwrite, forge). `data` is set (a conf/data node) when the attacker moved
+    the model to another data set, on which its utility is then measured. `skipped` says why this point could not
+    be made.
     """
 
     knob: str
     strength: float | None
     model: nn.Module
     claim: Key | None = None
-    task: Task | None = None
+    data: Any = None
     skipped: str = ""
 
 
 class Task(Protocol):
     """Data splits, loss and utility of what the model does; methods and attacks see nothing else of it."""
 
+    name: str
     utility_name: str
     train: str
+    identity: dict[str, Any]
 
     def size(self, split: str) -> int: ...
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[Any]: ...
@@ -91,22 +94,23 @@ class Task(Protocol):
     def distill(self, model: nn.Module, teacher: nn.Module, batch: Any) -> Tensor: ...
     def utility(self, model: nn.Module, split: str = "test") -> float: ...
     def view(self, role: str) -> Task: ...
-    def transfer(self, data: Any) -> Task: ...
     def build(self, model: Any, seed: int) -> nn.Module: ...
     def head(self, model: nn.Module) -> str: ...
     def new_head(self, model: nn.Module, seed: int) -> nn.Module: ...
+    def transfer(self, data: Any) -> Task: ...
+    def adopt(self, model: nn.Module, old: Task, seed: int) -> nn.Module: ...
 
 
 class Method:
     """A watermarking method: a frozen dataclass that derives from this and overrides what it needs.
 
-    `situation` says from where `embed` starts (Uchida et al., Sec. 3.2): `scratch` is handed a freshly initialised
-    model, `finetune` and `distill` the trained host. `version` enters the hash of everything embedded: raise
-    it when the same configuration would give other weights.
+    A field `situation` says from where `embed` starts (Uchida et al., Sec. 3.2): with `scratch` it is handed a
+    freshly initialised model, with anything else, and without such a field, the trained host. `version` enters the hash of everything embedded: raise
+    it when the same configuration would give other weights. `marks` is False for the one that carries no message.
     """
 
     version: ClassVar[int] = 1
-    situation: str = "finetune"
+    marks: ClassVar[bool] = True
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key | None:
         """A fresh message and secret for `host`, from `rng` alone. None: the method carries no message."""
@@ -137,6 +141,8 @@ class Attack:
     seed: the attacker's own randomness, independent of the owner's even where the number is the same.
     knows: what it is given: weights, outputs, method, layer, key.
     """
+
+    version: ClassVar[int] = 1
 
     goal: str
     seed: int

@@ -1,0 +1,56 @@
+"""Fine-tuning in the four modes of the SoK of Lukas et al. (S&P 2022, Sec. IV), a snapshot per epoch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench import spec
+from bench.train import Fit
+from bench.types import Attack, Snapshot, Victim
+
+
+@dataclass(frozen=True)
+class Finetune(Attack):
+    """Train on the attacker's data.
+
+    mode: `ftal` all layers, `ftll` the last layer only, `rtal` and `rtll` the same with the last layer
+    re-initialised first. transfer: a conf/data node to train on instead, with a new head for its classes
+    (NeuralMark's setting): utility is then that data set's and damage is undefined.
+    """
+
+    mode: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    epochs: int
+    transfer: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec.choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
+        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        spec.at_least("attack.epochs", self.epochs, 1)
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        model, task, seed = copy.deepcopy(victim.model), victim.task, int(rng.integers(2**62))
+        if self.transfer is not None:
+            task = task.transfer(self.transfer)
+            model = task.adopt(model, victim.task, seed)
+        elif self.mode.startswith("rt"):
+            model = task.new_head(model, seed)
+        only = [task.head(model)] if self.mode.endswith("ll") else None
+        schedule = {
+            "optimizer": self.optimizer,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "epochs": self.epochs,
+            "schedule": "constant",
+            "warmup": 0.0,
+        }
+        for epoch in fit.epochs(model, task, only=only, **schedule):
+            yield Snapshot("epoch", epoch, model, data=self.transfer)

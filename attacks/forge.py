@@ -1,0 +1,98 @@
+"""Forging: a claim (key', message') on the untouched victim, made without training it.
+
+What a verification without commitment is worth: where bits are read linearly through a secret that the claimant
+simply shows, negating the parts of the secret whose bits come out wrong makes any message appear, and the forged
+secret is distributed exactly as an honest one. A message or secret bound by a hash breaks under that, and has no
+gradient to follow; what is left is to try keys: t tries reach a p-value of about 1/t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bench import metrics, spec
+from bench.train import Fit
+from bench.types import Attack, Key, Method, Snapshot, Victim
+
+
+@dataclass(frozen=True)
+class Forge(Attack):
+    """Three claims, each judged by the method's own verification with every check it prescribes.
+
+    flip: negate the secret's slices of wrong bits (strength: none, no search). learn: `steps` Adam steps at rate `lr`
+    on the secret alone, for a message fixed beforehand. tries: honest keys drawn one after another; the best of
+    the first t for each t in `tries`.
+    """
+
+    steps: list[int]
+    lr: float
+    tries: list[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec.increasing("attack.steps", self.steps, 1, 10**6)
+        spec.increasing("attack.tries", self.tries, 1, 10**9)
+
+    def skip(self, victim: Victim) -> str | None:
+        return None if victim.method.marks else "the method makes no claim that could be forged"
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        model, method = victim.model, victim.method
+        key = method.keygen(model, rng)
+        if method.logits(model, key) is None:
+            why = "extraction is not differentiable"
+            yield Snapshot("flip", None, model, skipped=why)
+            yield Snapshot("learn", None, model, skipped=why)
+        else:
+            yield Snapshot("flip", None, model, claim=flipped(model, method, key))
+            for steps, claim in learned(model, method, key, sorted(self.steps), self.lr):
+                yield Snapshot("learn", steps, model, claim=claim)
+        best, least = key, 2.0
+        for count in range(1, max(self.tries) + 1):
+            claim = method.keygen(model, rng)
+            error = metrics.ber(method.extract(model, claim, victim.task), claim.message)
+            if error < least:
+                best, least = claim, error
+            if count in self.tries:
+                yield Snapshot("tries", count, model, claim=best)
+
+
+@torch.no_grad()
+def flipped(model: nn.Module, method: Method, key: Key) -> Key:
+    """Negate, in each float secret with a dimension of n, the slices whose bits come out wrong."""
+    wrong = (method.logits(model, key).cpu() > 0) != key.message
+    sign = torch.where(wrong, -1.0, 1.0)
+
+    def negated(x: torch.Tensor) -> torch.Tensor:
+        if not x.is_floating_point() or key.n_bits not in x.shape:
+            return x
+        shape = [1] * x.dim()
+        shape[list(x.shape).index(key.n_bits)] = key.n_bits
+        return x * sign.view(shape)
+
+    return replace(key, secret={name: negated(x) for name, x in key.secret.items()})
+
+
+def learned(
+    model: nn.Module, method: Method, key: Key, checkpoints: list[int], lr: float
+) -> Iterator[tuple[int, Key]]:
+    """Adam on the float secrets against the bits' cross-entropy; the model and the message stay as they are."""
+    secret = {k: x.clone().requires_grad_() if x.is_floating_point() else x for k, x in key.secret.items()}
+    claim = replace(key, secret=secret)
+    free = [x for x in secret.values() if x.requires_grad]
+    optimizer = torch.optim.Adam(free, lr)
+    truth = key.message.float()
+    for step in range(1, checkpoints[-1] + 1):
+        loss = functional.binary_cross_entropy_with_logits(method.logits(model, claim).cpu(), truth, reduction="sum")
+        # Not backward(): it would leave gradients on the victim's weights.
+        for x, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
+            x.grad = gradient
+        optimizer.step()
+        if step in checkpoints:
+            yield step, replace(key, secret={k: x.detach().clone() for k, x in secret.items()})

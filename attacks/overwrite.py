@@ -1,0 +1,53 @@
+"""Overwriting: the attacker embeds a mark of its own with the same method, starting from the victim."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench import spec
+from bench.train import Fit
+from bench.types import Attack, Snapshot, Victim
+
+
+@dataclass(frozen=True)
+class Overwrite(Attack):
+    """A grid of embedding strengths and learning rates, as in NeuralMark's Sec. 5.
+
+    factors: multiples of the method's own lambda_; lrs: learning rates; epochs on the attacker's data each. One
+    attacker's key serves the whole grid, so that its points differ in strength alone.
+    """
+
+    factors: list[float]
+    lrs: list[float]
+    optimizer: str
+    epochs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec.increasing("attack.factors", self.factors, 0.0, 1e6)
+        spec.increasing("attack.lrs", self.lrs, 1e-9, 1e3)
+        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        spec.at_least("attack.epochs", self.epochs, 1)
+
+    def skip(self, victim: Victim) -> str | None:
+        return None if victim.method.marks else "the method embeds nothing that could be overwritten"
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        key = victim.method.keygen(victim.model, rng)
+        tunable = hasattr(victim.method, "lambda_")
+        for lr in self.lrs:
+            faster = fit.using(
+                optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0
+            )
+            for factor in self.factors if tunable else [1.0]:
+                method = victim.method
+                if tunable:
+                    method = replace(method, lambda_=factor * method.lambda_)
+                if hasattr(method, "situation"):
+                    method = replace(method, situation="finetune")
+                model = method.embed(copy.deepcopy(victim.model), key, victim.task, faster)
+                yield Snapshot(f"lambda factor, lr {lr:g}", factor, model, claim=key)

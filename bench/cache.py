@@ -1,0 +1,132 @@
+"""cached(): a stage's files, addressed by the content of its configuration.
+
+Under one lock per address: build in a folder aside, write checksums, publish by renaming the folder. A killed
+build leaves only a folder aside, which the next build of the same address removes; a reader verifies checksums and
+a mismatch is reported and built again. Only safetensors and JSON are read: no pickle.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bench import spec, store
+from bench.types import UserError
+
+# Enters every address: raise it when training or data decoding would give other bytes for equal configuration.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published stage: its folder, its meta.json, and whether this call had to build it."""
+
+    path: Path
+    meta: dict[str, Any]
+    built: bool
+
+    def __getitem__(self, name: str) -> Any:
+        return self.meta["measured"][name]
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, verify: bool) -> dict[str, Any]:
+    """meta.json of a published stage. Raises ValueError with the reason when the folder is not what it says."""
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        sums = meta["sha256"]
+        meta["measured"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"meta.json: {type(error).__name__}") from error
+    for name, expected in sums.items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{name} is missing")
+        if verify and sha256(file) != expected:
+            raise ValueError(f"{name}: checksum differs")
+    return meta
+
+
+def cached(
+    root: str | Path,
+    stage: str,
+    identity: Any,
+    build: Callable[[Path], dict[str, Any]],
+    say: Callable[[str], None] = lambda line: None,
+    verify: bool = True,
+) -> Entry:
+    """The entry of (stage, identity), built by `build(folder) -> measured` unless it is there and intact.
+
+    Raises UserError when the disk is full or not writable.
+    """
+    identity = {"version": VERSION, "stage": stage, **spec.canonical(identity)}
+    address = spec.digest(identity)
+    path = Path(root) / stage / address
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            try:
+                return Entry(path, _read(path, verify), built=False)
+            except ValueError:
+                pass  # looked at again, and reported, under the lock
+        with _locked(path.with_name(f"{address}.lock"), stage, address, say):
+            if path.is_dir():
+                try:
+                    return Entry(path, _read(path, verify), built=False)
+                except ValueError as error:
+                    say(f"cache: {stage}/{address} is corrupt ({error}); making it again")
+                    shutil.rmtree(path)
+            return _publish(path, identity, build)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left for {path}; nothing was left half-written") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot write {path}: {error.strerror}; set results_dir=") from error
+        raise
+
+
+def _locked(path: Path, stage: str, address: str, say: Callable[[str], None]) -> FileLock:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        say(f"waiting for another process that makes {stage}/{address}")
+        lock.acquire()
+    return lock
+
+
+def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]) -> Entry:
+    # We hold the lock: whatever lies aside under this address was left by a process that was killed.
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.mkdir()
+    started = time.perf_counter()
+    try:
+        measured = build(aside)
+        meta = {
+            "identity": identity,
+            "measured": measured,
+            "seconds": round(time.perf_counter() - started, 3),
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "sha256": {p.name: sha256(p) for p in sorted(aside.iterdir())},
+        }
+        store.write_json(aside / "meta.json", meta)
+        os.rename(aside, path)
+        return Entry(path, meta, built=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,438 @@
+"""Data sets -> uint8 tensors that are decoded once, cached as one file and live on the device.
+
+Each source is a dataclass that a file in conf/data names. `open_images` decodes it (or finds it decoded) and tells
+its content digest, which is what stage hashes are taken over: where the files lie does not matter, what is in
+them does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench import spec
+from bench.cache import Entry, cached
+from bench.types import ConfigError, UserError
+
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images uint8 [N, 3, H, W] and labels int64 [N] of a training and a test set; class names by label."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every source shares.
+
+    image_size: pixels per side (None: as the files are, which must then agree).
+    crop: random crops after padding by so many pixels (0: none); flip: random horizontal flips.
+    validation: fraction of the training set held out; attacker: the attacker's fraction of what is left.
+    split_seed: fixes the splits for all runs; train_limit, test_limit: use only so many images.
+    """
+
+    label: str | None
+    image_size: int | None
+    crop: int
+    flip: bool
+    validation: float
+    attacker: float
+    split_seed: int
+    train_limit: int | None
+    test_limit: int | None
+
+    # What does not change the pixels or the splits of the same content.
+    located: ClassVar[tuple[str, ...]] = ("label", "path", "root")
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "attacker"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"data.{name}={getattr(self, name)}: must be in [0, 1)")
+        spec.at_least("data.crop", self.crop, 0)
+        if self.image_size is not None:
+            spec.at_least("data.image_size", self.image_size, 8)
+
+    @property
+    def name(self) -> str:
+        return self.label or Path(getattr(self, "path", type(self).__name__)).name
+
+    def identity(self, digest: str) -> dict[str, Any]:
+        """What a stage hash covers: the content's digest and how it is split and augmented."""
+        return {k: v for k, v in asdict(self).items() if k not in self.located} | {"digest": digest}
+
+    def source(self) -> dict[str, Any]:
+        """A cheap fingerprint of the files, which decides whether they have to be decoded again."""
+        raise NotImplementedError
+
+    def decode(self) -> Decoded:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Digits(Data):
+    """The 1,797 grey 8x8 digits that ship with scikit-learn, scaled to RGB; a fixed fifth is the test set."""
+
+    def source(self) -> dict[str, Any]:
+        return {"source": "digits", "size": self.image_size}
+
+    def decode(self) -> Decoded:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = torch.from_numpy(digits.images).float()[:, None] / 16
+        size = self.image_size or 32
+        big = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear", antialias=False)
+        images = (big.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        labels = torch.from_numpy(digits.target).long()
+        return _hold_out(images, labels, [str(i) for i in range(10)], fraction=0.2)
+
+
+@dataclass(frozen=True)
+class Torchvision(Data):
+    """CIFAR-10 or CIFAR-100, downloaded by torchvision with its checksum into `root`."""
+
+    dataset: str
+    root: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec.choice("data.dataset", self.dataset, ("CIFAR10", "CIFAR100"))
+
+    @property
+    def name(self) -> str:
+        return self.label or self.dataset.lower()
+
+    def source(self) -> dict[str, Any]:
+        return {"source": self.dataset, "size": self.image_size}
+
+    def decode(self) -> Decoded:
+        import torchvision
+
+        cls = getattr(torchvision.datasets, self.dataset)
+        try:
+            train, test = (cls(self.root, train=part, download=True) for part in (True, False))
+        except (OSError, RuntimeError) as error:
+            why = getattr(error, "reason", None) or error
+            raise UserError(
+                f"{self.dataset} cannot be had ({type(why).__name__}: {why}): no network? Put {cls.filename} into "
+                f"{self.root}, or use local files with data=parquet data.path=..."
+            ) from error
+        pair = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
+        labels = [torch.tensor(part.targets) for part in (train, test)]
+        return Decoded(
+            _resized(pair[0], self.image_size), labels[0], _resized(pair[1], self.image_size), labels[1], train.classes
+        )
+
+
+@dataclass(frozen=True)
+class ImageFolder(Data):
+    """Class folders: path/{train,test|val|validation}/<class>/* or path/<class>/* with `test` of them held out."""
+
+    path: str
+    test: float
+
+    def _roots(self) -> tuple[Path, Path | None]:
+        root = _existing(self.path, "data.path")
+        if not (root / "train").is_dir():
+            return root, None
+        tests = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
+        return root / "train", (tests[0] if tests else None)
+
+    def _files(self, root: Path) -> tuple[list[Path], list[str]]:
+        classes = sorted(p.name for p in root.iterdir() if p.is_dir())
+        files = [p for c in classes for p in sorted((root / c).rglob("*")) if p.suffix.lower() in IMAGE_FILES]
+        if len(classes) < 2 or not files:
+            raise ConfigError(f"{root} holds no class folders with images ({', '.join(IMAGE_FILES)})")
+        return files, classes
+
+    def source(self) -> dict[str, Any]:
+        files = [p for root in self._roots() if root for p in self._files(root)[0]]
+        return {"source": "imagefolder", "size": self.image_size, "test": self.test, "files": _stamp(files)}
+
+    def decode(self) -> Decoded:
+        train_root, test_root = self._roots()
+        files, classes = self._files(train_root)
+
+        def part(files: list[Path], root: Path) -> tuple[Tensor, Tensor]:
+            names = [p.relative_to(root).parts[0] for p in files]
+            if strange := sorted(set(names) - set(classes)):
+                raise ConfigError(f"{root}: class {strange[0]!r} is not in the training set")
+            images = _decode_all([p.read_bytes for p in files], [str(p) for p in files], self.image_size)
+            return images, torch.tensor([classes.index(n) for n in names])
+
+        train = part(files, train_root)
+        if test_root is None:
+            return _hold_out(*train, classes, self.test)
+        return Decoded(*train, *part(self._files(test_root)[0], test_root), classes)
+
+
+@dataclass(frozen=True)
+class Parquet(Data):
+    """Local parquet files in the Hugging Face layout: an image column {bytes, path}, a label column.
+
+    `train` and `test` are globs below `path` (no match for `test`: `validation` files, else a held-out fifth).
+    Column names are found when None. Class names come from the metadata, else they are the values.
+    """
+
+    path: str
+    train: str
+    test: str
+    image_column: str | None
+    label_column: str | None
+
+    def _files(self) -> tuple[list[Path], list[Path]]:
+        root = _existing(self.path, "data.path")
+        train = sorted(root.rglob(self.train))
+        if not train:
+            raise ConfigError(f"data.path={self.path}: no file matches data.train={self.train!r}")
+        return train, sorted(root.rglob(self.test)) or sorted(root.rglob("validation*.parquet"))
+
+    def source(self) -> dict[str, Any]:
+        train, test = self._files()
+        columns = {"image": self.image_column, "label": self.label_column, "size": self.image_size}
+        return {"source": "parquet", "train": _stamp(train), "test": _stamp(test), **columns}
+
+    def _columns(self, schema: Any) -> tuple[str, str]:
+        def pick(wanted: str | None, option: str, candidates: list[str]) -> str:
+            found = wanted or next((c for c in candidates if c in schema.names), None)
+            if found is None or found not in schema.names:
+                what = f"column {wanted!r}" if wanted else f"{option.split('_')[0]} column"
+                raise ConfigError(f"data.{option}: no {what} in {self.path}; {near_columns}")
+            return found
+
+        near_columns = spec.near(self.image_column or self.label_column or "", schema.names)
+        structs = [f.name for f in schema if str(f.type).startswith(("struct<bytes", "binary"))]
+        image = pick(self.image_column, "image_column", structs)
+        label = pick(self.label_column, "label_column", ["label", "labels", "fine_label", "target", "class"])
+        return image, label
+
+    def decode(self) -> Decoded:
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        def part(files: list[Path]) -> tuple[Tensor, list]:
+            try:
+                table = pyarrow.concat_tables([pq.read_table(f, columns=[image, label]) for f in files])
+            except (OSError, pyarrow.ArrowException) as error:
+                raise UserError(f"{files[0]}: {str(error).splitlines()[0]}") from error
+            cells = table[image].to_pylist()
+            raw = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+            reads = [lambda b=b: b for b in raw]
+            names = [f"{files[0].parent}, row {i}" for i in range(len(raw))]
+            return _decode_all(reads, names, self.image_size), table[label].to_pylist()
+
+        train_files, test_files = self._files()
+        try:
+            schema = pq.read_schema(train_files[0])
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{train_files[0]} is no parquet file: {str(error).splitlines()[0]}") from error
+        image, label = self._columns(schema)
+        images, values = part(train_files)
+        classes = _class_names(schema, label) or sorted(map(str, set(values)))
+        index = _label_index(values, classes, label)
+        if not test_files:
+            return _hold_out(images, index(values), classes, 0.2)
+        test_images, test_values = part(test_files)
+        return Decoded(images, index(values), test_images, index(test_values), classes)
+
+
+def _class_names(schema: Any, label: str) -> list[str] | None:
+    """ClassLabel names that Hugging Face's datasets writes into the schema's metadata."""
+    try:
+        info = json.loads((schema.metadata or {})[b"huggingface"])
+        return list(map(str, info["info"]["features"][label]["names"]))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _label_index(values: list, classes: list[str], label: str) -> Callable[[list], Tensor]:
+    """Labels to int64: as they are where they already index the names, else by name."""
+    if all(isinstance(v, int) for v in values) and 0 <= min(values) and max(values) < len(classes):
+        return torch.tensor
+    place = {name: i for i, name in enumerate(classes)}
+
+    def index(values: list) -> Tensor:
+        try:
+            return torch.tensor([place[str(v)] for v in values])
+        except KeyError as error:
+            raise UserError(f"label {error} in column {label!r} is none of the {len(classes)} classes") from error
+
+    return index
+
+
+def _existing(path: str, key: str) -> Path:
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"{key}={path}: no such folder (looked in {Path.cwd()})")
+    return root
+
+
+def _stamp(files: list[Path]) -> str:
+    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _resized(images: Tensor, size: int | None) -> Tensor:
+    if size is None or images.shape[-1] == images.shape[-2] == size:
+        return images
+    parts = [
+        torch.nn.functional.interpolate(p.float(), size=(size, size), mode="bilinear", antialias=True)
+        for p in images.split(1024)
+    ]
+    return torch.cat([p.clamp(0, 255).round().to(torch.uint8) for p in parts])
+
+
+def _decode_all(reads: list[Callable[[], bytes]], names: list[str], size: int | None) -> Tensor:
+    """Encoded images to uint8 [N, 3, H, W]: RGB; with `size`, shorter side resized, then cropped centrally."""
+    from PIL import Image, ImageOps
+
+    def one(item: tuple[Callable[[], bytes], str]) -> np.ndarray:
+        read, name = item
+        try:
+            image = Image.open(io.BytesIO(read())).convert("RGB")
+        except Exception as error:
+            raise UserError(f"{name} is not a readable image: {error}") from error
+        if size is not None and image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+    with ThreadPoolExecutor() as pool:
+        arrays = list(pool.map(one, zip(reads, names, strict=True), chunksize=256))
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1 or next(iter(shapes))[0] != next(iter(shapes))[1]:
+        raise ConfigError("the images are not all of one square size: set data.image_size=32 (or another)")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _hold_out(images: Tensor, labels: Tensor, classes: list[str], fraction: float) -> Decoded:
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
+    test, train = order.tensor_split([round(len(images) * fraction)])
+    return Decoded(images[train], labels[train], images[test], labels[test], classes)
+
+
+@dataclass(frozen=True)
+class Images:
+    """A decoded data set: facts at once, tensors when they are first asked for."""
+
+    data: Data
+    entry: Entry
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.data.identity(self.entry.meta["sha256"]["images.safetensors"])
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self.entry.path / "images.safetensors")
+
+
+def open_images(data: Data, cache: str | Path, say: Callable[[str], None] = lambda line: None) -> Images:
+    """Decode a source into the cache, or find it there. Raises UserError or ConfigError for what the files lack."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        decoded = data.decode()
+        tensors = {
+            "train": decoded.train,
+            "train_labels": decoded.train_labels,
+            "test": decoded.test,
+            "test_labels": decoded.test_labels,
+        }
+        save_file(tensors, folder / "images.safetensors")
+        # Per-channel statistics of the training set, in pixel units 0..255; in float64 and in parts, for memory.
+        sums = [(p.double().sum((0, 2, 3)), p.double().square().sum((0, 2, 3))) for p in decoded.train.split(4096)]
+        count = decoded.train[:, 0].numel()
+        mean = sum(s[0] for s in sums) / count
+        std = (sum(s[1] for s in sums) / count - mean**2).clamp_min(1).sqrt()
+        return {
+            "classes": decoded.classes,
+            "image_size": decoded.train.shape[-1],
+            "train": len(decoded.train),
+            "test": len(decoded.test),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+        }
+
+    entry = cached(cache, "data", data.source(), build, say)
+    if entry.built:
+        say(f"data: decoded {entry['train']:,} + {entry['test']:,} images of {data.name}")
+    return Images(data, entry)
+
+
+def split_indices(data: Data, n_train: int, n_test: int) -> dict[str, Tensor]:
+    """Disjoint positions of owner, attacker and validation in the training set, and of the test set.
+
+    Raises ConfigError when a split would be empty.
+    """
+    order = torch.from_numpy(np.random.default_rng(data.split_seed).permutation(n_train))
+    order = order[: data.train_limit] if data.train_limit else order
+    validation = round(len(order) * data.validation)
+    attacker = round((len(order) - validation) * data.attacker)
+    parts = order.tensor_split([validation, validation + attacker])
+    splits = dict(zip(("validation", "attacker", "owner"), parts, strict=True))
+    splits["test"] = torch.arange(min(n_test, data.test_limit or n_test))
+    if empty := [name for name in ("owner", "attacker", "test") if not len(splits[name])]:
+        raise ConfigError(f"data: the {empty[0]} split is empty ({n_train} training images); change data.*")
+    return splits
+
+
+def augment(images: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """Random crops of images [B, C, H, W] padded by `crop` pixels, and random flips: one gather for the batch.
+
+    Draws from `rng`, a generator of the images' device; keeps dtype and shape.
+    """
+    if not crop and not flip:
+        return images
+    b, c, h, w = images.shape
+    device = images.device
+    rows = torch.arange(h, device=device).expand(b, h)
+    cols = torch.arange(w, device=device).expand(b, w)
+    if crop:
+        images = torch.nn.functional.pad(images, (crop, crop, crop, crop))
+        offsets = torch.randint(0, 2 * crop + 1, (2, b, 1), generator=rng, device=device)
+        rows, cols = rows + offsets[0], cols + offsets[1]
+    if flip:
+        mirrored = torch.rand(b, 1, generator=rng, device=device) < 0.5
+        cols = torch.where(mirrored, cols.flip(1), cols)
+    batch = torch.arange(b, device=device)[:, None, None, None]
+    channel = torch.arange(c, device=device)[None, :, None, None]
+    return images[batch, channel, rows[:, None, :, None], cols[:, None, None, :]]
+
+
+def batches(
+    images: Tensor, labels: Tensor, index: Tensor, size: int, seed: int | None, crop: int = 0, flip: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images uint8 [B, 3, H, W], labels [B]) on the device that holds them.
+
+    With a seed: shuffled and augmented by it, and a last batch that is not full is left out (a batch of one
+    breaks batch normalisation). Without: in order, complete, untouched.
+    """
+    if seed is None:
+        for part in index.split(size):
+            yield images[part], labels[part]
+        return
+    host, rng = torch.Generator(), torch.Generator(images.device)
+    host.manual_seed(seed)
+    rng.manual_seed(seed)
+    order = index[torch.randperm(len(index), generator=host).to(index.device)]
+    full = len(order) // size * size or len(order)
+    for part in order[:full].split(size):
+        yield augment(images[part], crop, flip, rng), labels[part]

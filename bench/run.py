@@ -1,0 +1,370 @@
+"""One experiment from configuration to rows: host, mark, attack, measure, run file.
+
+`job` is a plain function of a composed configuration, so that tests, the command line and launchers call it alike.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+import bench
+from bench import cache, metrics, models, resources, spec, store
+from bench.keys import load_key, save_key
+from bench.train import Fit, Train
+from bench.types import Attack, ConfigError, Key, Method, Row, Snapshot, Task, UserError, Victim
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Verify:
+    """The judge's two numbers: the p-value at which a mark is detected; utility points an attack may cost."""
+
+    alpha: float
+    max_damage: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1 or self.max_damage < 0:
+            raise ConfigError("verify: alpha must be in (0, 1), max_damage at least 0")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: done, cached, skipped or failed; rows, the run file, and an exit status."""
+
+    status: str
+    rows: list[Row]
+    path: Path | None = None
+    message: str = ""
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration with every node built and checked: what a run is a function of."""
+
+    cfg: DictConfig
+    method: Method
+    attack: Attack
+    model: models.Model
+    data: Any
+    train: Train
+    verify: Verify
+    task: Task
+    device: torch.device
+    seed: int
+    say: Callable[[str], None]
+
+    @property
+    def results(self) -> Path:
+        return Path(self.cfg.results_dir)
+
+    @cached_property
+    def host_identity(self) -> dict[str, Any]:
+        """All that determines the host's weights."""
+        return {
+            **self.task.identity,
+            "model": self.model.identity(),
+            "train": spec.canonical(self.train),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def mark_identity(self) -> dict[str, Any]:
+        """All that determines the marked weights and the key."""
+        method = {"name": spec.kind(self.method), "version": self.method.version, **spec.canonical(self.method)}
+        return {**self.host_identity, "method": method}
+
+    def hashes(self) -> tuple[str, str]:
+        """(run_id, config_hash): with the seeds and without them."""
+        attack = {"name": spec.kind(self.attack), "version": self.attack.version, **spec.canonical(self.attack)}
+        everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
+        run_id = spec.digest(everything)
+        everything.pop("seed")
+        attack.pop("seed")
+        return run_id, spec.digest(everything)
+
+    def row(self, knob: str, **values: Any) -> Row:
+        run_id, config_hash = self.hashes()
+        return Row(
+            run_id=run_id,
+            method=spec.kind(self.method),
+            attack=spec.kind(self.attack),
+            model=self.model.title,
+            data=self.data.name,
+            seed=self.seed,
+            knob=knob,
+            device=device_name(self.device),
+            config_hash=config_hash,
+            commit=commit(),
+            created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **values,
+        )
+
+
+def silent(line: str) -> None:
+    """The `say` of a caller that wants no progress lines."""
+
+
+def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
+    """Build and check every node before anything costs time. Raises ConfigError or UserError."""
+    node = {
+        name: spec.build(cfg.get(name), name) for name in ("method", "attack", "model", "data", "train", "verify")
+    }
+    task = spec.build(cfg.task, "task")
+    device = pick_device(cfg.device)
+    if cfg.get("threads"):
+        torch.set_num_threads(cfg.threads)
+    # cuBLAS reads this when the first handle is made; without it matrix products refuse to be deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    opened = task.open(node["data"], Path(cfg.results_dir) / "cache", device, say)
+    return Experiment(cfg=cfg, task=opened, device=device, seed=int(cfg.seed), say=say, **node)
+
+
+def host(x: Experiment) -> cache.Entry:
+    """The network trained without a mark, by its content's address."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
+        model = owner_fit(x)(fresh(x), x.task.view("owner"))
+        save_model(model, str(folder / "model.safetensors"))
+        return {"utility": x.task.utility(model)}
+
+    return cache.cached(x.results / "cache", "host", x.host_identity, build, x.say)
+
+
+def mark(x: Experiment) -> cache.Entry:
+    """The marked network and its key: keygen, embed, and a check that says when bits are missing."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        scratch = getattr(x.method, "situation", None) == "scratch"
+        # The key first: a layer too small for the message should cost a second, not an epoch.
+        model = fresh(x)
+        key = x.method.keygen(model, rng(x.seed, "owner", "key"))
+        if not scratch:
+            load_weights(model, host(x).path)
+        x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {', '.join(key.where)}")
+        model = x.method.embed(model, key, x.task.view("owner"), owner_fit(x))
+        save_key(key, folder / "key.safetensors", spec.kind(x.method), x.method.version)
+        error = metrics.ber(x.method.extract(model, key, x.task.view("owner")), key.message)
+        save_model(model, str(folder / "model.safetensors"))
+        return {"utility": x.task.utility(model), "ber": error, "n_bits": key.n_bits}
+
+    entry = cache.cached(x.results / "cache", "mark", x.mark_identity, build, x.say)
+    if entry["ber"] > 0:
+        x.say(
+            f"warning: the embedding is incomplete: {round(entry['ber'] * entry['n_bits'], 1):g} of "
+            f"{entry['n_bits']} bits are wrong; raise train.epochs or the method's strength"
+        )
+    return entry
+
+
+def fresh(x: Experiment) -> nn.Module:
+    return x.task.build(x.model, spec.derive(x.seed, "owner", "init"))
+
+
+def owner_fit(x: Experiment) -> Fit:
+    # Host and mark share initialisation and batches: their difference is the method's alone.
+    return Fit(x.train, spec.derive(x.seed, "owner", "fit"))
+
+
+def rng(seed: int, *roles: object) -> np.random.Generator:
+    return np.random.default_rng(spec.derive(seed, *roles))
+
+
+def load_weights(model: nn.Module, folder: Path) -> nn.Module:
+    load_model(model, str(folder / "model.safetensors"))
+    return model.eval()
+
+
+def attack_rows(x: Experiment) -> Iterator[Row]:
+    """The control (host under the owner's key), the victim, then one row per snapshot of the attack."""
+    # The mark first: it draws its key, and so refuses what cannot be, before anything is trained.
+    entry = mark(x) if x.method.marks else host(x)
+    unmarked = host(x)
+    victim_model, key = load_weights(fresh(x), entry.path), None
+    utility = {"utility_host": unmarked["utility"], "utility_victim": entry["utility"]}
+    if x.method.marks:
+        key = load_key(entry.path / "key.safetensors")
+        plain = load_weights(fresh(x), unmarked.path)
+        control = Snapshot("host", None, plain)
+        yield measure(x, control, key, {**utility, "utility": unmarked["utility"]}, unmarked.meta["seconds"])
+    first = Snapshot("none", None, victim_model)
+    yield measure(x, first, key, {**utility, "utility": entry["utility"]}, entry.meta["seconds"])
+
+    privileged = {"layer", "key"} & set(x.attack.knows)
+    victim = Victim(
+        victim_model,
+        x.method,
+        x.task.view("attacker"),
+        where=key.where if key and privileged else None,
+        key=key if "key" in x.attack.knows else None,
+    )
+    if reason := x.attack.skip(victim):
+        yield x.row("none", status="skipped", error=reason, **utility)
+        return
+    name = spec.kind(x.attack)
+    fit = Fit(x.train, spec.derive(x.attack.seed, "attack", name, "fit"), may_diverge=True)
+    steps = x.attack.run(victim, rng(x.attack.seed, "attack", name), fit)
+    while True:
+        started = time.perf_counter()
+        resources.reset_peak(x.device)
+        snapshot = next(steps, None)
+        if snapshot is None:
+            return
+        seconds = time.perf_counter() - started
+        if snapshot.skipped:
+            yield x.row(snapshot.knob, strength=snapshot.strength, status="skipped", error=snapshot.skipped, **utility)
+            continue
+        untouched = snapshot.model is victim_model
+        known = {**utility, "utility": entry["utility"]} if untouched else utility
+        row = measure(x, snapshot, key, known, seconds)
+        x.say(f"  {snapshot.knob} {'' if snapshot.strength is None else f'{snapshot.strength:g}'}: {_brief(row)}")
+        yield row
+
+
+def _brief(row: Row) -> str:
+    owner = "" if row.ber is None else f"BER {row.ber:.3f}, "
+    claim = "" if row.claim_ber is None else f"claim BER {row.claim_ber:.3f}, "
+    return f"{owner}{claim}{row.utility_name} {row.utility:.2f}"
+
+
+def measure(
+    x: Experiment, snapshot: Snapshot, key: Key | None, utility: dict[str, float], seconds: float
+) -> Row:
+    """One row: owner's bits, the claim's if there is one, and utility (measured unless `utility` has it)."""
+    peak = resources.peak_mb(x.device)
+    task = x.task
+    values: dict[str, Any] = dict(utility)
+    values["utility_name"] = task.utility_name
+    if snapshot.data is not None:
+        # Moved to other data: utility is that data set's, and there is no victim or host to compare with.
+        task = x.task.transfer(snapshot.data)
+        values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
+    if "utility" not in values:
+        values["utility"] = task.utility(snapshot.model)
+    if key is not None:
+        error, log10_p, ok = judge(x, snapshot.model, key)
+        values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok}
+    if snapshot.claim is not None:
+        error, log10_p, ok = judge(x, snapshot.model, snapshot.claim)
+        values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
+    return x.row(snapshot.knob, strength=snapshot.strength, seconds=round(seconds, 3), peak_mb=peak, **values)
+
+
+def judge(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool]:
+    """(BER, log10 p, detected) of one claim: bits match at p <= alpha, and every prescribed check passes."""
+    error = metrics.ber(x.method.extract(model, key, x.task), key.message)
+    log10_p = metrics.log10_p(error, key.n_bits)
+    return error, log10_p, metrics.is_detected(log10_p, x.verify.alpha) and x.method.accepts(key)
+
+
+def run(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
+    """Run one experiment, or find it done. Raises UserError (and what debugging needs) for what goes wrong."""
+    x = prepare(cfg, say)
+    run_id, _ = x.hashes()
+    path = store.run_path(x.results, spec.kind(x.method), spec.kind(x.attack), run_id)
+    if not cfg.force and (rows := finished(path, say)):
+        return Outcome("skipped" if skip_reason(rows) else "cached", rows, path, skip_reason(rows))
+    rows: list[Row] = []
+    try:
+        for row in attack_rows(x):
+            rows.append(row)
+    except Exception as error:
+        if not isinstance(error, ConfigError):
+            line = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+            rows.append(x.row("none", status="failed", error=" ".join(line.split())))
+            write(x, path, rows)
+        raise
+    write(x, path, rows)
+    return Outcome("skipped" if skip_reason(rows) else "done", rows, path, skip_reason(rows))
+
+
+def skip_reason(rows: list[Row]) -> str:
+    """Why a whole run was skipped (a single strength may be, and the run still counts), or an empty string."""
+    return next((row.error or "" for row in rows if row.status == "skipped" and row.knob == "none"), "")
+
+
+def finished(path: Path, say: Callable[[str], None]) -> list[Row]:
+    """Rows of a run that need not be repeated: its file is there, whole, and nothing in it failed."""
+    try:
+        rows = [Row(**row) for row in store.read_run(path)["rows"]]
+    except FileNotFoundError:
+        return []
+    except (UserError, TypeError) as error:
+        say(f"{error}; running it again")
+        return []
+    return [] if any(row.status == "failed" for row in rows) else rows
+
+
+def write(x: Experiment, path: Path, rows: list[Row]) -> None:
+    config = OmegaConf.to_container(x.cfg, resolve=True)
+    env = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "bench": bench.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+        "device": device_name(x.device),
+        "threads": torch.get_num_threads(),
+    }
+    store.write_run(path, config, env, rows)
+
+
+def job(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
+    """`run`, with every error turned into an outcome of one line; debug=true shows the traceback as well."""
+    try:
+        return run(cfg, say)
+    except UserError as error:
+        code, line = error.code, str(error)
+    except Exception as error:
+        code, line = 1, f"{type(error).__name__}: {' '.join(str(error).split())} (debug=true shows where)"
+    if cfg.get("debug"):
+        traceback.print_exc(file=sys.stderr)
+    return Outcome("failed", [], message=line, code=code)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ConfigError for a device that this machine lacks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name} is not to be had here: {str(error).splitlines()[0]}; try auto") from error
+    return device
+
+
+@lru_cache
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@lru_cache
+def commit() -> str | None:
+    """The harness's own commit, with `+` for uncommitted changes; None outside a checkout."""
+    try:
+        head = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(head, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,64 @@
+"""What a run prints: progress lines on stderr, one table on stdout that fits 80 columns."""
+
+from __future__ import annotations
+
+import sys
+
+from bench import metrics
+from bench.types import Row
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(rows: list[Row], goal: str, alpha: float, max_damage: float) -> None:
+    """Rows of one run on stdout."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    first = rows[0]
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    name = next((r.utility_name for r in rows if r.utility_name), "utility")
+    claims = any(r.claim_ber is not None for r in rows)
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    grid.add_column(Text(first.attack))
+    for column in ("strength", "BER", "log10 p", *(("claim", "log10 p") if claims else ()), name, "damage"):
+        grid.add_column(column, justify="right")
+    grid.add_column("verdict")
+    for row in rows:
+        hurt = metrics.damage(asdict(row)) if row.knob != "host" else None
+        strength = "" if row.strength is None else f"{row.strength:g}"
+        cells = [strength, _number(row.ber, 3), _number(row.log10_p, 1)]
+        if claims:
+            cells += [_number(row.claim_ber, 3), _number(row.claim_log10_p, 1)]
+        if row.status == "ok":
+            cells += [_number(row.utility, 2), _number(hurt, 2)]
+        else:
+            cells += ["", ""]
+        verdict = metrics.verdict(asdict(row), goal, max_damage)
+        grid.add_row(row.knob.replace("lambda factor", "lambda x"), *cells, verdict)
+    console.print(f"{first.method} on {first.model}, {first.data}, seed {first.seed}", style="bold")
+    console.print(grid)
+    for line in notes(rows, goal, alpha):
+        console.print(line, style="dim", soft_wrap=False)
+
+
+def notes(rows: list[Row], goal: str, alpha: float) -> list[str]:
+    """What a reader of the table must know beside it."""
+    lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
+    bits = next((row.n_bits for row in rows if row.n_bits), None)
+    if bits:
+        need = metrics.matches_needed(bits, alpha)
+        threshold = f"{need} of {bits} bits" if need is not None else f"more bits than {bits}"
+        lines.append(f"detected: p <= {alpha:g}, {threshold}; host: the unmarked model under the owner's key")
+    if goal == "forge" and bits:
+        lines.append(f"key search: t tries reach p of about 1/t; alpha would need about {1 / alpha:.0e} tries")
+    return lines
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,157 @@
+"""fit(): the only training loop. Methods come in through penalty=, step= and loss=; attacks through only=."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import spec
+from bench.types import Task, UserError
+
+
+@dataclass(frozen=True)
+class Train:
+    """A schedule.
+
+    optimizer: sgd or adamw; momentum and nesterov are SGD's. schedule: `constant`, `cosine` (to 0) or `step` (times
+    gamma at each of `milestones`, fractions of the epochs), after a linear warm-up over the fraction `warmup`.
+    precision: `auto` (bfloat16 autocast on CUDA, float32 on CPU), `float32` or `bfloat16`.
+    """
+
+    optimizer: str
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    schedule: str
+    warmup: float
+    milestones: list[float]
+    gamma: float
+    precision: str
+
+    def __post_init__(self) -> None:
+        spec.choice("train.optimizer", self.optimizer, ("sgd", "adamw"))
+        spec.choice("train.schedule", self.schedule, ("constant", "cosine", "step"))
+        spec.choice("train.precision", self.precision, ("auto", "float32", "bfloat16"))
+        spec.at_least("train.batch_size", self.batch_size, 2)
+        spec.at_least("train.epochs", self.epochs, 0)
+        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
+            raise UserError("train: lr must be above 0, weight_decay at least 0, warmup in [0, 1)", 2)
+
+    def optimizer_for(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            nesterov = self.nesterov and self.momentum > 0
+            options = {"momentum": self.momentum, "nesterov": nesterov, "weight_decay": self.weight_decay}
+            return torch.optim.SGD(parameters, self.lr, fused=True, **options)
+        return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
+
+    def factor(self, step: int, steps: int) -> float:
+        """Learning-rate factor in [0, 1] at `step` of `steps`."""
+        warm = max(1, round(self.warmup * steps))
+        if self.warmup and step < warm:
+            return (step + 1) / warm
+        if self.schedule == "cosine":
+            start = warm if self.warmup else 0
+            return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+        if self.schedule == "step":
+            return self.gamma ** sum(step >= m * steps for m in self.milestones)
+        return 1.0
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        wanted = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+        return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The training loop bound to a schedule and a seed: what `embed` and `run` are handed.
+
+    `may_diverge`: an attacker may ruin its copy, which then is a row; an owner may not, which is an error.
+    """
+
+    train: Train
+    seed: int
+    may_diverge: bool = False
+
+    def using(self, **schedule: Any) -> Fit:
+        """The same loop with fields of the schedule replaced (lr=, epochs=, ...)."""
+        return replace(self, train=replace(self.train, **schedule))
+
+    def __call__(self, model: nn.Module, task: Task, **how: Any) -> nn.Module:
+        """Train to the end, in place; arguments as `epochs`."""
+        for _ in self.epochs(model, task, **how):
+            pass
+        return model
+
+    def epochs(
+        self,
+        model: nn.Module,
+        task: Task,
+        *,
+        penalty: Callable[[nn.Module], Tensor] | None = None,
+        step: Callable[[nn.Module], None] | None = None,
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        only: Collection[str] | None = None,
+        **schedule: Any,
+    ) -> Iterator[int]:
+        """Train in place on `task.train`, yielding the epoch's number (from 1) after each, in eval mode.
+
+        penalty(model) is added to the loss, outside autocast; step(model) runs after each optimiser step; loss replaces
+        the task's. `only`: names of the modules that train; all else, normalisation statistics too, stays as it is.
+        Other keywords replace fields of the schedule (lr=, epochs=, ...). The optimiser starts fresh.
+        """
+        config = replace(self.train, **schedule)
+        loss = loss or task.loss
+        device = next(model.parameters()).device
+        trained = _select(model, only)
+        optimizer = config.optimizer_for(trained)
+        per_epoch = max(1, task.size(task.train) // config.batch_size)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda i: config.factor(i, max(1, per_epoch * config.epochs))
+        )
+        for epoch in range(1, config.epochs + 1):
+            _train_mode(model, only)
+            # Dropout and stochastic depth draw from the global generator: seeded each epoch, they
+            # do not depend on what anybody else drew in between.
+            torch.manual_seed(spec.derive(self.seed, "layers", epoch))
+            total = torch.zeros((), device=device)
+            for batch in task.batches(task.train, config.batch_size, spec.derive(self.seed, "batches", epoch)):
+                with config.autocast(device):
+                    value = loss(model, batch)
+                if penalty is not None:
+                    value = value + penalty(model)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+                scheduler.step()
+                if step is not None:
+                    with torch.no_grad():
+                        step(model)
+                total += value.detach()
+            model.eval()
+            # Read once an epoch: a value read in the loop would wait for the device at each step.
+            if not self.may_diverge and not math.isfinite(float(total)):
+                raise UserError(f"training diverged in epoch {epoch} (loss {float(total)}): lower train.lr")
+            yield epoch
+        model.eval().requires_grad_(True)
+
+
+def _select(model: nn.Module, only: Collection[str] | None) -> list[nn.Parameter]:
+    model.requires_grad_(only is None)
+    if only is None:
+        return list(model.parameters())
+    parts = [model.get_submodule(name).requires_grad_(True) for name in only]
+    return [p for part in parts for p in part.parameters()]
+
+
+def _train_mode(model: nn.Module, only: Collection[str] | None) -> None:
+    model.train(only is None)
+    for name in only or ():
+        model.get_submodule(name).train()

@@ -1,0 +1,142 @@
+"""--help, and a look at the command line before Hydra starts: a typo is one line that names what is valid."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bench.cli import CONF
+from bench.spec import near
+
+GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "experiment")
+
+OTHER_CONFIG = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+
+HEAD = """\
+python -m bench method=NAME attack=NAME ... [group.option=value ...] [seed=0]
+
+Trains a host, embeds a watermark, attacks it, and tabulates bit error rate and utility.
+Everything done once is kept below results/ and not done again.
+
+  python -m bench method=neuralmark attack=prune                       one experiment
+  python -m bench -m method=uchida,neuralmark attack=prune,quantize    a sweep (all combinations)
+  python -m bench method=uchida --cfg job                              the composed configuration
+  python -m bench.layers model=vit_tiny                                weights that can carry a mark
+  python -m bench.report                                               tables and figures of all runs
+"""
+
+
+def options(group: str) -> list[str]:
+    """Names that a configuration group offers."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def _first_comment(path: Path) -> str:
+    lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return next((line for line in lines if not line.startswith("@package")), "")
+
+
+def help_text() -> str:
+    """Groups and their choices, a line each, from the first comment of each file; then the single options."""
+    out = [HEAD]
+    for group in GROUPS:
+        out.append(f"{group}=")
+        out += [f"  {name:18} {_first_comment(CONF / group / f'{name}.yaml')}" for name in options(group)]
+    out.append("options")
+    for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"( *)(\w+): +(\S+) +# (.*)", line):
+            name = f"verify.{found[2]}" if found[1] else found[2]
+            out.append(f"  {f'{name}={found[3]}':28} {found[4]}")
+    return "\n".join(out)
+
+
+def problem(argv: list[str]) -> str:
+    """What is wrong with a command line, in one line, or an empty string.
+
+    Each choice of a swept group is looked at once, with the first choice of the others: the sweep's own
+    composition covers the rest.
+    """
+    flags = [word for word in argv if word.startswith("-")]
+    if any(flag.split("=")[0] in OTHER_CONFIG for flag in flags):
+        return ""  # somebody else's configuration: Hydra checks it
+    # A word after --cfg and its like belongs to that flag.
+    takes = [False, *(word in ("--cfg", "-c", "--package", "-p", "--info", "-i") for word in argv)]
+    overrides = [word for word, taken in zip(argv, takes, strict=False) if not taken and not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        return _one_line(error)
+    if not {"-m", "--multirun"} & set(flags):
+        swept = [o for o in parsed if o.is_sweep_override()]
+        if swept:
+            return f"{swept[0].input_line}: several values are a sweep: add -m"
+    values = {o.input_line: _values(o) for o in parsed}
+    first = {line: choices[0] for line, choices in values.items() if choices}
+    trials = [list(first.values())]
+    for o in parsed:
+        if "/" not in o.key_or_group and o.get_key_element().lstrip("+~") in GROUPS:
+            for value in values[o.input_line][1:]:
+                trials.append(list({**first, o.input_line: value}.values()))
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for trial in trials:
+            try:
+                cfg = compose("config", overrides=trial, return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException) as error:
+                return _explain(error, trial)
+            if hole := _hole(cfg):
+                return f"{hole} has no value: give {hole}=..."
+    return ""
+
+
+def _values(override: Override) -> list[str]:
+    """The override as one command-line word per swept value."""
+    if not override.is_sweep_override():
+        return [override.input_line]
+    key = override.get_key_element()
+    value = override.value()
+    if isinstance(value, Glob):
+        names = [n for n in options(key) if any(fnmatch.fnmatch(n, p) for p in value.include)]
+        return [f"{key}={n}" for n in names if not any(fnmatch.fnmatch(n, p) for p in value.exclude)]
+    return [f"{key}={word}" for word in override.sweep_string_iterator()]
+
+
+def _hole(cfg: DictConfig) -> str:
+    """The first mandatory value (`???`) that nobody gave."""
+    return min((key for key in OmegaConf.missing_keys(cfg) if key.split(".")[0] in GROUPS), default="")
+
+
+def _explain(error: Exception, trial: list[str]) -> str:
+    text = str(error)
+    if found := re.search(r"Could not find '([\w/@.]+)/([^'/]*)'", text):
+        group, name = found[1].split("@")[0], found[2]
+        known = options(group)
+        return f"unknown {group} {name!r}; {near(name, known)}" if known else f"unknown group {group!r}"
+    if found := re.search(r"Could not override '([\w.@/]+)'", text):
+        key = found[1]
+        if "no match in the defaults list" in text:
+            return f"{key}: no such group; {near(key, GROUPS)}"
+        parent, _, name = key.rpartition(".")
+        words = [w for w in trial if not w.split("=")[0].lstrip("+~").startswith(key)]
+        try:
+            node = OmegaConf.select(compose("config", overrides=words), parent) if parent else compose("config")
+            names = [str(k) for k in node if k != "_target_"]
+        except (HydraException, OmegaConfBaseException, TypeError):
+            names = list(GROUPS)
+        return f"{key}: no such key; {near(name, names)}"
+    return _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    skip = ("See https", "To append", "Set the environment", "full_key", "object_type", "reference_type")
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(skip))

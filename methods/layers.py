@@ -1,0 +1,95 @@
+"""Which weights carry the mark: one rule for all methods and all networks.
+
+Candidates are the weights of convolutions and linear layers outside the head, grouped into stages by the first
+numbered part of their names (`layer4`, `features.7`, `blocks.11`). The mark goes into the last stage's largest
+weight with enough capacity (the first of equals: an inner one); where no weight of that stage has it, the stage
+before is asked. `method.layer` narrows the candidates by name or glob.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from bench.spec import near
+from bench.types import ConfigError
+
+# Top-level modules behind the feature extractor: an attacker exchanges them freely.
+HEADS = {"head", "heads", "head_dist", "fc", "classifier", "last_linear", "pre_logits", "conv_head", "aux1", "aux2"}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every convolution and linear weight by name, in the order of definition; tied ones once."""
+    found, seen = {}, set()
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            found[f"{name}.weight"] = module.weight
+    return found
+
+
+def candidates(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that may carry a mark: all but the head's. A model that is all head offers all but its last."""
+    everything = weights(model)
+    inner = {k: w for k, w in everything.items() if k.split(".")[0] not in HEADS}
+    return inner or dict(list(everything.items())[:-1])
+
+
+def stage(name: str) -> str:
+    """Name up to and including its first numbered part: `layer4.1.conv2.weight` -> `layer4`."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if re.search(r"\d", part):
+            return ".".join(parts[: i + 1])
+    return parts[0]
+
+
+def stages(names: list[str]) -> list[list[str]]:
+    """Names grouped by stage, in the order in which the stages first appear."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(stage(name), []).append(name)
+    return list(groups.values())
+
+
+def choose(
+    model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], int], need: int, what: str
+) -> str:
+    """Name of the weight that carries the mark.
+
+    capacity(weight) is compared with `need`, both counted in `what`. Raises ConfigError, with the arithmetic,
+    when no candidate is large enough, and with near names when `pattern` matches none.
+    """
+    found = candidates(model)
+    if pattern is not None:
+        everything = weights(model)
+        found = {k: w for k, w in everything.items() if fnmatchcase(k, pattern) or fnmatchcase(k[:-7], pattern)}
+        if not found:
+            names = [k.removesuffix(".weight") for k in everything]
+            raise ConfigError(
+                f"method.layer={pattern} matches no convolution or linear layer; {near(pattern, names, 12)}; "
+                "list them: python -m bench.layers model=..."
+            )
+    for names in reversed(stages(list(found))):
+        fit = [name for name in names if capacity(found[name]) >= need]
+        if fit:
+            return max(fit, key=lambda name: (found[name].numel(), -names.index(name)))
+    best = max(found, key=lambda name: capacity(found[name]))
+    raise ConfigError(
+        f"the message needs {need:,} {what}, but {'the largest' if len(found) > 1 else 'layer'} "
+        f"{best.removesuffix('.weight')} {tuple(found[best].shape)} carries {capacity(found[best]):,}: "
+        "choose a larger layer (python -m bench.layers model=...), a larger model or a smaller method.n_bits"
+    )
+
+
+def read(model: nn.Module, name: str) -> Tensor:
+    """The weight called `name`, float32; of a quantised module its dequantised values.
+
+    Raises AttributeError when the model has no such weight.
+    """
+    module = model.get_submodule(name.removesuffix(".weight"))
+    weight = module.weight() if callable(module.weight) else module.weight
+    return (weight.dequantize() if weight.is_quantized else weight).float()

@@ -1,0 +1,108 @@
+"""Yao, Song, Jin: NeuralMark, a hashed watermark filter (arXiv 2507.11137, AAAI 2026)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import spec
+from bench.types import Key
+from methods import layers
+from methods.regulariser import Regulariser
+
+
+@dataclass(frozen=True)
+class Neuralmark(Regulariser):
+    """Bits in the signs of z K; the message is a hash of K and filters the weights that z averages.
+
+    Secret `matrix` K [k, n] iid N(0, 1) float32; message = first n bits of SHAKE-256(K); filter: `rounds` times keep
+    the positions i of the flattened weight where message[i mod n] = 1; pool: average the rest, strided, to
+    z in R^k. Embedding loss: the mean of the bits' binary cross-entropies, times lambda_ (the paper's: 1).
+    Verification recomputes the message from K. The paper's security boundary is 2^-128 (227 of 256 bits).
+
+    Ablations: rounds 0, 1, 2, 4 (the paper's), 6; pool false (ours: z = the first k weights left); binding false
+    (a random message, nothing to recompute).
+    """
+
+    n_bits: int
+    k: int
+    rounds: int
+    pool: bool
+    binding: bool
+    lambda_: float
+    situation: str
+    layer: str | None
+
+    def __post_init__(self) -> None:
+        self.check()
+        spec.at_least("method.k", self.k, 1)
+        spec.at_least("method.rounds", self.rounds, 0)
+
+    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+        """Message [n], secret `matrix` [k, n]. Raises ConfigError for a layer the filter would leave too little of."""
+        need = self.k * 2**self.rounds * (2 if self.rounds else 1)
+        # Each round keeps about half, more or less with the ones in the message: hence the factor 2.
+        what = f"weights (k={self.k} x 2^{self.rounds} filter rounds{' x 2' if self.rounds else ''})"
+        name = layers.choose(host, self.layer, Tensor.numel, need, what)
+        size = host.get_parameter(name).numel()
+        while True:
+            matrix = rng.standard_normal((self.k, self.n_bits), dtype=np.float32)
+            message = hashed(matrix) if self.binding else rng.integers(0, 2, self.n_bits).astype(bool)
+            # A short message may have so few ones that the filter leaves less than k weights: draw again.
+            if kept(size, message, self.rounds) >= self.k:
+                return Key(torch.from_numpy(message), {"matrix": torch.from_numpy(matrix)}, (name,))
+
+    def reader(self, key: Key, device: torch.device) -> Callable[[Tensor], Tensor]:
+        matrix, message = key.secret["matrix"].to(device), key.message.to(device)
+        index: Tensor | None = None
+
+        def read(weight: Tensor) -> Tensor:
+            nonlocal index
+            if index is None:
+                # The filter is an index set fixed by the message: found once, then a gather.
+                index = self._rows(filtered(torch.arange(weight.numel(), device=device), message, self.rounds))
+            # reshape, not view: a channels_last weight has another stride order than (out, in, kh, kw)
+            return weight.reshape(-1)[index].mean(0) @ matrix
+
+        return read
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """What the filter left, cut to a multiple of k, as rows [., k] whose mean is z; without pooling one row."""
+        return values[: len(values) // self.k * self.k if self.pool else self.k].view(-1, self.k)
+
+    def logits(self, model: nn.Module, key: Key) -> Tensor:
+        # Read once, the values themselves are filtered: an index set would cost several times as much.
+        weight = layers.read(model, key.where[0]).reshape(-1)
+        matrix, message = key.secret["matrix"].to(weight.device), key.message.to(weight.device)
+        return self._rows(filtered(weight, message, self.rounds)).mean(0) @ matrix
+
+    def accepts(self, key: Key) -> bool:
+        """That the message is the hash of the matrix."""
+        return not self.binding or bool((hashed(key.secret["matrix"].cpu().numpy()) == key.message.cpu().numpy()).all())
+
+
+def hashed(matrix: np.ndarray) -> np.ndarray:
+    """First n bits of SHAKE-256 over K [k, n] as little-endian float32 in C order; bytes' high bits first."""
+    n = matrix.shape[1]
+    stream = hashlib.shake_256(np.ascontiguousarray(matrix, "<f4").tobytes()).digest((n + 7) // 8)
+    return np.unpackbits(np.frombuffer(stream, np.uint8))[:n].astype(bool)
+
+
+def filtered(values: Tensor, message: Tensor, rounds: int) -> Tensor:
+    """`rounds` times: cut values [L] to a multiple of n, keep those at i with message[i mod n] = 1."""
+    n = message.numel()
+    for _ in range(rounds):
+        values = values[: len(values) // n * n].view(-1, n)[:, message].reshape(-1)
+    return values
+
+
+def kept(size: int, message: np.ndarray, rounds: int) -> int:
+    """How many of `size` weights the filter leaves."""
+    for _ in range(rounds):
+        size = size // len(message) * int(message.sum())
+    return size
