@@ -79,9 +79,7 @@ def flipped(model: nn.Module, method: Method, key: Key) -> Key:
     return replace(key, secret={name: negated(x) for name, x in key.secret.items()})
 
 
-def learned(
-    model: nn.Module, method: Method, key: Key, checkpoints: list[int], lr: float
-) -> Iterator[tuple[int, Key]]:
+def learned(model: nn.Module, method: Method, key: Key, checkpoints: list[int], lr: float) -> Iterator[tuple[int, Key]]:
     """Adam on the float secrets against the bits' cross-entropy; the model and the message stay as they are."""
     secret = {k: x.clone().requires_grad_() if x.is_floating_point() else x for k, x in key.secret.items()}
     claim = replace(key, secret=secret)

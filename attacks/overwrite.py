@@ -40,9 +40,7 @@ class Overwrite(Attack):
         key = victim.method.keygen(victim.model, rng)
         tunable = hasattr(victim.method, "lambda_")
         for lr in self.lrs:
-            faster = fit.using(
-                optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0
-            )
+            faster = fit.using(optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0)
             for factor in self.factors if tunable else [1.0]:
                 method = victim.method
                 if tunable:

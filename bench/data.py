@@ -139,7 +139,11 @@ class Torchvision(Data):
         pair = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
         labels = [torch.tensor(part.targets) for part in (train, test)]
         return Decoded(
-            _resized(pair[0], self.image_size), labels[0], _resized(pair[1], self.image_size), labels[1], train.classes
+            _resized(pair[0], self.image_size),
+            labels[0],
+            _resized(pair[1], self.image_size),
+            labels[1],
+            train.classes,
         )
 
 
@@ -266,7 +270,7 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
 
 def _label_index(values: list, classes: list[str], label: str) -> Callable[[list], Tensor]:
     """Labels to int64: as they are where they already index the names, else by name."""
-    if all(isinstance(v, int) for v in values) and 0 <= min(values) and max(values) < len(classes):
+    if all(isinstance(v, int) for v in values) and min(values) >= 0 and max(values) < len(classes):
         return torch.tensor
     place = {name: i for i, name in enumerate(classes)}
 
@@ -418,7 +422,13 @@ def augment(images: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tens
 
 
 def batches(
-    images: Tensor, labels: Tensor, index: Tensor, size: int, seed: int | None, crop: int = 0, flip: bool = False
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    size: int,
+    seed: int | None,
+    crop: int = 0,
+    flip: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images uint8 [B, 3, H, W], labels [B]) on the device that holds them.
 

@@ -90,7 +90,9 @@ def _timm(model: Model, io: Signature) -> nn.Module:
     import timm
 
     if not timm.is_model(model.name):
-        raise ConfigError(f"model.name={model.name}: timm has no such model; {spec.near(model.name, timm.list_models())}")
+        raise ConfigError(
+            f"model.name={model.name}: timm has no such model; {spec.near(model.name, timm.list_models())}"
+        )
     kwargs = {"num_classes": io.num_classes} | _fit_image(model, io) | model.kwargs
     return _construct(model, lambda: timm.create_model(model.name, pretrained=False, **kwargs), io)
 

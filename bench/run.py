@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,20 @@ class Experiment:
     @cached_property
     def mark_identity(self) -> dict[str, Any]:
         """All that determines the marked weights and the key."""
-        method = {"name": spec.kind(self.method), "version": self.method.version, **spec.canonical(self.method)}
+        method = {
+            "name": spec.kind(self.method),
+            "version": self.method.version,
+            **spec.canonical(self.method),
+        }
         return {**self.host_identity, "method": method}
 
     def hashes(self) -> tuple[str, str]:
         """(run_id, config_hash): with the seeds and without them."""
-        attack = {"name": spec.kind(self.attack), "version": self.attack.version, **spec.canonical(self.attack)}
+        attack = {
+            "name": spec.kind(self.attack),
+            "version": self.attack.version,
+            **spec.canonical(self.attack),
+        }
         everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
         run_id = spec.digest(everything)
         everything.pop("seed")
@@ -125,9 +133,7 @@ def silent(line: str) -> None:
 
 def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
     """Build and check every node before anything costs time. Raises ConfigError or UserError."""
-    node = {
-        name: spec.build(cfg.get(name), name) for name in ("method", "attack", "model", "data", "train", "verify")
-    }
+    node = {name: spec.build(cfg.get(name), name) for name in ("method", "attack", "model", "data", "train", "verify")}
     task = spec.build(cfg.task, "task")
     device = pick_device(cfg.device)
     if cfg.get("threads"):
@@ -247,9 +253,7 @@ def _brief(row: Row) -> str:
     return f"{owner}{claim}{row.utility_name} {row.utility:.2f}"
 
 
-def measure(
-    x: Experiment, snapshot: Snapshot, key: Key | None, utility: dict[str, float], seconds: float
-) -> Row:
+def measure(x: Experiment, snapshot: Snapshot, key: Key | None, utility: dict[str, float], seconds: float) -> Row:
     """One row: owner's bits, the claim's if there is one, and utility (measured unless `utility` has it)."""
     peak = resources.peak_mb(x.device)
     task = x.task
@@ -258,7 +262,11 @@ def measure(
     if snapshot.data is not None:
         # Moved to other data: utility is that data set's, and there is no victim or host to compare with.
         task = x.task.transfer(snapshot.data)
-        values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
+        values |= {
+            "utility_name": f"{task.utility_name}@{task.name}",
+            "utility_victim": None,
+            "utility_host": None,
+        }
     if "utility" not in values:
         values["utility"] = task.utility(snapshot.model)
     if key is not None:

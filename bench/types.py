@@ -105,8 +105,9 @@ class Method:
     """A watermarking method: a frozen dataclass that derives from this and overrides what it needs.
 
     A field `situation` says from where `embed` starts (Uchida et al., Sec. 3.2): with `scratch` it is handed a
-    freshly initialised model, with anything else, and without such a field, the trained host. `version` enters the hash of everything embedded: raise
-    it when the same configuration would give other weights. `marks` is False for the one that carries no message.
+    freshly initialised model, with anything else, and without such a field, the trained host. `version` enters the
+    hash of everything embedded: raise it when the same configuration would give other weights. `marks` is False for
+    the one that carries no message.
     """
 
     version: ClassVar[int] = 1

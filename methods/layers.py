@@ -18,7 +18,18 @@ from bench.spec import near
 from bench.types import ConfigError
 
 # Top-level modules behind the feature extractor: an attacker exchanges them freely.
-HEADS = {"head", "heads", "head_dist", "fc", "classifier", "last_linear", "pre_logits", "conv_head", "aux1", "aux2"}
+HEADS = {
+    "head",
+    "heads",
+    "head_dist",
+    "fc",
+    "classifier",
+    "last_linear",
+    "pre_logits",
+    "conv_head",
+    "aux1",
+    "aux2",
+}
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -55,9 +66,7 @@ def stages(names: list[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def choose(
-    model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], int], need: int, what: str
-) -> str:
+def choose(model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], int], need: int, what: str) -> str:
     """Name of the weight that carries the mark.
 
     capacity(weight) is compared with `need`, both counted in `what`. Raises ConfigError, with the arithmetic,

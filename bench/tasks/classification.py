@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import models, spec
 from bench import data as datasets
+from bench import models, spec
 from bench.types import ConfigError
 
 # Who may draw from which split: the attacker never sees the owner's images, nobody trains or chooses on test.
@@ -82,9 +82,7 @@ class ClassificationTask:
     @property
     def signature(self) -> models.Signature:
         facts = self.images.entry
-        return models.Signature(
-            len(facts["classes"]), facts["image_size"], tuple(facts["mean"]), tuple(facts["std"])
-        )
+        return models.Signature(len(facts["classes"]), facts["image_size"], tuple(facts["mean"]), tuple(facts["std"]))
 
     def view(self, role: str) -> ClassificationTask:
         """The same task as `owner`, `attacker` or `judge` may see it. Nobody gets back to more."""
@@ -103,9 +101,7 @@ class ClassificationTask:
         part = "test" if split == "test" else "train"
         return tensors[part], tensors[f"{part}_labels"], self.index[split].to(self.device)
 
-    def batches(
-        self, split: str, batch_size: int, seed: int | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """(images uint8 [B, 3, H, W], labels [B]); with a seed shuffled and augmented, else in order and complete.
 
         Raises PermissionError for a split that is not this role's to see.

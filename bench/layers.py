@@ -1,0 +1,79 @@
+"""`python -m bench.layers model=...`: the weights that can carry a mark, and which of them each method would take."""
+
+from __future__ import annotations
+
+import sys
+
+from bench import usage
+from bench.cli import CONF
+from bench.types import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in argv):
+        print(__doc__)
+        return 0
+    if problem := usage.problem(argv):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    try:
+        show(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+def show(overrides: list[str]) -> None:
+    """Print every convolution and linear weight with its size; mark what the chosen model's methods would take."""
+    from hydra import compose, initialize_config_dir
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench import run
+    from methods import layers
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=overrides)
+        others = {
+            name: compose("config", overrides=[w for w in overrides if not w.startswith("method")] + [f"method={name}"])
+            for name in usage.options("method")
+        }
+    x = run.prepare(cfg)
+    model = run.fresh(x)
+    taken = {name: _takes(other, model) for name, other in others.items()}
+    outside = set(layers.weights(model)) - set(layers.candidates(model))
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("layer", overflow="fold")
+    for column in ("shape", "weights", "per output"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, w in layers.weights(model).items():
+        sign = "*" if name in taken.values() else ("h" if name in outside else "")
+        shape = "x".join(map(str, w.shape))
+        table.add_row(sign, name.removesuffix(".weight"), shape, f"{w.numel():,}", f"{w[0].numel():,}")
+    console.print(
+        f"{x.model.title}, {x.data.name}: method.layer=NAME or a glob; h: head, never by default",
+        style="bold",
+    )
+    console.print(table)
+    for method, choice in taken.items():
+        console.print(f"* {method}: {choice.removesuffix('.weight') or 'marks nothing'}")
+
+
+def _takes(cfg: object, model: object) -> str:
+    """The weight a method with its defaults marks, why it marks none, or an empty string."""
+    from bench import run, spec
+
+    method = spec.build(cfg.method, "method")
+    try:
+        key = method.keygen(model, run.rng(0, "layers"))
+    except UserError as error:
+        return str(error)
+    return key.where[0] if key else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What every method and every attack found in conf/ must keep, whatever it does."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, fields
+
+import numpy as np
+import pytest
+import torch
+
+from bench import metrics, run
+from bench.train import Fit
+from bench.types import Victim
+from tests.conftest import ATTACKS, METHODS, tiny
+
+MARKING = [m for m in METHODS if m != "none"]
+PAIRS = [(m, a) for m in METHODS for a in ATTACKS]
+COSTS = ("seconds", "peak_mb", "created_at")
+
+
+def facts(rows) -> list[dict]:
+    return [{k: v for k, v in asdict(row).items() if k not in COSTS} for row in rows]
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_every_bit_is_embedded(marked, method):
+    x, model, key = marked(method)
+    error = metrics.ber(x.method.extract(model, key, x.task), key.message)
+    assert error == 0
+    assert x.method.accepts(key)
+    assert run.mark(x)["ber"] == 0
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_the_mark_costs_little(marked, method):
+    x, _, _ = marked(method)
+    assert abs(run.host(x)["utility"] - run.mark(x)["utility"]) <= 3
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_hosts_are_not_detected(marked, method):
+    x, _, key = marked(method)
+    host = run.load_weights(run.fresh(x), run.host(x).path)
+    _, log10_p, ok = run.judge(x, host, key)
+    assert not ok
+    assert log10_p > -6
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_wrong_keys_match_half_the_bits(marked, method):
+    # 100 keys of n bits: their mean within 5 standard errors of 1/2, and none detected.
+    x, model, key = marked(method)
+    draws = np.random.default_rng(11)
+    wrong = [x.method.keygen(model, draws) for _ in range(100)]
+    judged = [run.judge(x, model, k) for k in wrong]
+    assert np.mean([j[0] for j in judged]) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(100 * key.n_bits))
+    assert not any(j[2] for j in judged)
+
+
+@pytest.mark.parametrize(("method", "attack"), PAIRS)
+def test_pairs_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack):
+    first = run.run(tiny(results, method, attack))
+    assert first.status in ("done", "skipped", "cached")
+    assert {row.status for row in first.rows} <= {"ok", "skipped"}
+    for row in first.rows:
+        assert row.status == "ok" or row.error
+        assert row.utility is None or 0 <= row.utility <= 100
+        assert (row.ber is None) == (method == "none") or row.status == "skipped"
+        assert row.ber is None or (0 <= row.ber <= 1 and row.log10_p <= 0)
+        assert (row.claim_ber is None) == (row.claim_detected is None)
+    knobs = [row.knob for row in first.rows]
+    assert knobs[: 1 if method == "none" else 2] == (["none"] if method == "none" else ["host", "none"])
+    again = run.run(tiny(results, method, attack))
+    assert again.status in ("cached", "skipped")
+    assert facts(again.rows) == facts(first.rows)
+    forced = run.run(tiny(results, method, attack, "force=true"))
+    assert facts(forced.rows) == facts(first.rows)
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_cached_equals_uncached(results, tmp_path, method):
+    cached = run.run(tiny(results, method, "finetune", "force=true")).rows
+    uncached = run.run(tiny(tmp_path, method, "finetune")).rows
+    assert facts(cached) == facts(uncached)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("method", MARKING)
+def test_attacks_leave_their_victim_bit_identical(marked, method, attack):
+    x, model, key = marked(method, attack)
+    before = copy.deepcopy(model.state_dict())
+    flags = [p.requires_grad for p in model.parameters()]
+    victim = Victim(model, x.method, x.task.view("attacker"), where=key.where)
+    if x.attack.skip(victim):
+        return
+    for _ in x.attack.run(victim, np.random.default_rng(0), Fit(x.train, 0, may_diverge=True)):
+        pass
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attackers_are_handed_no_more_than_they_state(monkeypatch, results, attack):
+    seen = []
+    x = run.prepare(tiny(results, "uchida", attack, "force=true"))
+
+    class Spy(type(x.attack)):
+        def skip(self, victim):
+            seen.append(victim)
+            return "seen enough"
+
+    Spy.__module__ = type(x.attack).__module__
+    values = {f.name: getattr(x.attack, f.name) for f in fields(x.attack)}
+    object.__setattr__(x, "attack", Spy(**values))
+    list(run.attack_rows(x))
+    (victim,) = seen
+    assert victim.key is None or "key" in x.attack.knows
+    assert victim.where is None or {"key", "layer"} & set(x.attack.knows)
+    assert victim.task.role == "attacker"
+    for split in ("owner", "test"):
+        with pytest.raises(PermissionError):
+            next(victim.task.batches(split, 4))
+    with pytest.raises(PermissionError):
+        victim.task.utility(victim.model)
+    with pytest.raises(PermissionError):
+        victim.task.view("judge")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_owners_never_draw_from_the_attackers_data_or_the_test_set(monkeypatch, tmp_path, method):
+    from bench.tasks.classification import ClassificationTask
+
+    drawn = []
+    draw = ClassificationTask._draw
+
+    def record(self, split):
+        drawn.append((self.role, split))
+        return draw(self, split)
+
+    monkeypatch.setattr(ClassificationTask, "_draw", record)
+    x = run.prepare(tiny(tmp_path, method, "none", "train.epochs=1"))
+    run.mark(x) if x.method.marks else run.host(x)
+    assert ("owner", "owner") in drawn
+    assert {s for role, s in drawn if role == "owner"} <= {"owner", "validation"}
+    assert {role for role, s in drawn if s == "test"} == {"judge"}
+
+
+def test_seeds_share_a_config_hash_and_nothing_else(results):
+    def hashes(*more: str) -> tuple[str, str]:
+        return run.prepare(tiny(results, "uchida", "prune", *more)).hashes()
+
+    (id0, cell0), (id1, cell1) = hashes(), hashes("seed=1")
+    assert cell0 == cell1
+    assert id0 != id1
+    for change in ("train.lr=0.02", "attack.scope=layer", "method.lambda_=0.5", "verify.alpha=0.001", "data.crop=1"):
+        assert hashes(change)[1] != cell0, change
+    for same in ("debug=true", "device=cpu", f"results_dir={results}", "data.label=others", "model.label=x"):
+        assert hashes(same) == (id0, cell0), same
+
+
+def test_host_and_mark_are_shared_by_all_attacks_and_alpha(results):
+    a = run.prepare(tiny(results, "uchida", "prune"))
+    b = run.prepare(tiny(results, "neuralmark", "finetune", "verify.alpha=0.1"))
+    c = run.prepare(tiny(results, "uchida", "quantize", "attack.seed=4"))
+    assert a.host_identity == b.host_identity
+    assert a.mark_identity == c.mark_identity
+    assert a.mark_identity != b.mark_identity

@@ -1,0 +1,112 @@
+"""Metrics, intervals and verdicts against numbers computed by hand or by scipy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from bench import metrics
+
+
+@pytest.mark.parametrize(("n", "need"), [(64, 56), (128, 98), (256, 176)])
+def test_matches_needed_at_alpha(n, need):
+    assert metrics.matches_needed(n, 1e-9) == need
+    assert metrics.is_detected(metrics.log10_p(1 - need / n, n), 1e-9)
+    assert not metrics.is_detected(metrics.log10_p(1 - (need - 1) / n, n), 1e-9)
+
+
+def test_neuralmark_security_boundary():
+    # The paper: 227 of 256 bits at 2^-128.
+    assert metrics.matches_needed(256, 2.0**-128) == 227
+
+
+def test_all_bits_right_is_two_to_the_minus_n():
+    for n in (1, 8, 64, 2048):
+        assert metrics.log10_p(0.0, n) == pytest.approx(n * math.log10(0.5), rel=1e-12)
+    # what the tail of scipy's survival function cannot say:
+    assert binom.logsf(2046, 2048, 0.5) == -math.inf
+    assert metrics.log10_p(1 / 2048, 2048) == pytest.approx(math.log10(2049) - 2048 * math.log10(2), rel=1e-12)
+
+
+def test_too_few_bits_reach_no_verdict():
+    assert metrics.matches_needed(29, 1e-9) is None
+    assert metrics.matches_needed(30, 1e-9) == 30
+
+
+@given(st.integers(1, 512), st.data())
+def test_log10_p_is_the_binomial_tail(n, data):
+    k = data.draw(st.integers(0, n))
+    expected = binom.sf(k - 1, n, 0.5)
+    assert 10 ** metrics.log10_p(1 - k / n, n) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+def test_ber_counts_undecided_and_unreadable_bits_as_half():
+    truth = torch.tensor([True, True, False, False])
+    assert metrics.ber(torch.tensor([0.9, 0.51, 0.1, 0.49]), truth) == 0.0
+    assert metrics.ber(torch.tensor([0.1, 0.1, 0.9, 0.9]), truth) == 1.0
+    assert metrics.ber(torch.tensor([0.5, 0.9, 0.1, 0.1]), truth) == 0.125
+    assert metrics.ber(torch.full((4,), math.nan), truth) == 0.5
+    assert metrics.matches(0.125, 4) == 3  # 3.5 matches: the half is not the claimant's
+
+
+def test_inverted_message_is_no_detection():
+    assert metrics.log10_p(1.0, 256) == 0.0
+
+
+def test_t_interval_by_hand():
+    mean, half = metrics.t_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302652729911275 / math.sqrt(3))  # t(2, 0.975) * 1 / sqrt(3)
+    assert metrics.t_interval([5.0]) == (5.0, None)
+
+
+def test_wilson_by_hand():
+    low, high = metrics.wilson(0, 100)
+    assert low == 0.0
+    assert high == pytest.approx(metrics.Z95**2 / (100 + metrics.Z95**2))
+    low, high = metrics.wilson(50, 100)
+    assert (low + high) / 2 == pytest.approx(0.5)
+    assert high == pytest.approx(0.5961686, abs=1e-6)
+
+
+def row(**values):
+    base = {
+        "status": "ok",
+        "knob": "ratio",
+        "detected": True,
+        "claim_detected": None,
+        "utility": 90.0,
+        "utility_victim": 92.0,
+    }
+    return base | values
+
+
+@pytest.mark.parametrize(
+    ("goal", "values", "expected"),
+    [
+        ("removal", {}, "survived"),
+        ("removal", {"detected": False}, "removed"),
+        ("removal", {"detected": False, "utility": 86.9}, "destroyed"),
+        ("removal", {"detected": False, "utility": 95.0}, "removed"),  # damage is signed
+        ("removal", {"detected": False, "utility_victim": None}, "lost"),
+        ("removal", {"detected": False, "utility_victim": np.nan}, "lost"),
+        ("removal", {"detected": None}, "unmarked"),
+        ("removal", {"status": "skipped"}, "skipped"),
+        ("removal", {"knob": "host", "detected": False}, "control"),
+        ("forge", {"knob": "host", "detected": True}, "FALSE ALARM"),
+        ("overwrite", {"claim_detected": True}, "ambiguous"),
+        ("overwrite", {"claim_detected": True, "detected": False}, "overwritten"),
+        ("overwrite", {"claim_detected": True, "utility": 10.0}, "destroyed"),
+        ("overwrite", {"claim_detected": False}, "survived"),
+        ("forge", {"claim_detected": True}, "forged"),
+        ("forge", {"claim_detected": False}, "resisted"),
+    ],
+)
+def test_verdicts(goal, values, expected):
+    assert metrics.verdict(row(**values), goal, 5.0) == expected

@@ -1,0 +1,180 @@
+"""Networks by name, their stems, patches, heads and checkpoints; the training loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+from torch import nn
+
+from bench import models, run, spec
+from bench.train import Fit
+from bench.types import ConfigError
+from methods import layers
+from tests.conftest import config, tiny
+
+IO = models.Signature(10, 32, (128.0, 100.0, 90.0), (60.0, 50.0, 40.0))
+
+
+def model(*words: str) -> models.Model:
+    return spec.build(config(*words).model, "model")
+
+
+@pytest.mark.parametrize(
+    ("words", "carrier"),
+    [
+        (["model=resnet18"], "layer4.0.conv2.weight"),
+        (["model=resnet18", "model.stem=small"], "layer4.0.conv2.weight"),
+        (["model=vgg16_bn"], "features.40.weight"),
+        (["model=mobilenetv3_small"], "blocks.5.0.conv.weight"),
+        (["model=vit_tiny"], "blocks.11.mlp.fc1.weight"),
+        (["model=swin_tiny"], "layers.3.blocks.0.mlp.fc1.weight"),
+        (["model=timm", "model.name=convnext_atto"], "stages.3.0.mlp.fc1.weight"),
+        (["model=timm", "model.name=swinv2_tiny_window8_256"], None),
+        (["model=timm", "model.name=mixer_b16_224", "model.kwargs={patch_size: 8, num_blocks: 2}"], None),
+        (["model=timm", "model.name=regnetx_002", "model.stem=small"], None),
+        (["model=torchvision", "model.name=squeezenet1_1"], None),
+        (["model=torchvision", "model.name=densenet121", "model.stem=small"], None),
+        (["model=torchvision", "model.name=googlenet", "model.stem=small"], None),
+    ],
+)
+def test_networks_build_run_and_offer_a_carrier(words, carrier):
+    net = models.build(model(*words), IO, 0).eval()
+    models.check_forward(net, IO)
+    assert models.head_name(net, 10).split(".")[0] in ("fc", "head", "heads", "classifier")
+    chosen = layers.choose(net, None, torch.Tensor.numel, 16_384, "weights")
+    assert chosen in layers.candidates(net)
+    assert carrier in (None, chosen)
+
+
+def test_every_preset_builds():
+    from bench.usage import options
+
+    for name in options("model"):
+        if name not in ("timm", "torchvision"):
+            models.check_forward(models.build(model(f"model={name}"), IO, 0), IO)
+
+
+def test_normalisation_is_inside_and_linear_in_pixels():
+    net = models.build(model("model=timm", "model.name=test_resnet"), IO, 0).eval()
+    seen = []
+    net.conv1.register_forward_pre_hook(lambda m, args: seen.append(args[0])) if hasattr(net, "conv1") else None
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    a, b = net(images), net(images.float())
+    torch.testing.assert_close(a, b)
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    first.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    net(images)
+    expected = (images[:, 1].float() - 100.0) / 50.0
+    torch.testing.assert_close(seen[-1][:, 1], expected)
+
+
+def test_small_stem_keeps_the_resolution():
+    net = models.build(model("model=resnet18", "model.stem=small"), IO, 0)
+    shapes = []
+    net.layer1.register_forward_hook(lambda m, args, out: shapes.append(out.shape[-1]))
+    net.eval()(torch.zeros(1, 3, 32, 32))
+    assert shapes == [32]
+
+
+def test_the_seed_fixes_the_weights_whatever_was_drawn_before():
+    spec_ = model("model=timm", "model.name=test_vit")
+    a = models.build(spec_, IO, 3).state_dict()
+    torch.rand(7)
+    b, c = models.build(spec_, IO, 3).state_dict(), models.build(spec_, IO, 4).state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_checkpoint_loads_all_but_a_head_of_another_size(tmp_path):
+    other = models.Signature(7, 32, IO.mean, IO.std)
+    path = tmp_path / "w.safetensors"
+    source = models.build(model("model=timm", "model.name=test_resnet"), other, 5)
+    save_model(source, str(path))
+    words = ["model=timm", "model.name=test_resnet", f"model.checkpoint={path}"]
+    net = models.build(model(*words), IO, 0)
+    fresh = models.build(model(*words[:2]), IO, 0)
+    head = models.head_name(net, 10)
+    for k, v in net.state_dict().items():
+        if not k.startswith("input_"):
+            assert torch.equal(v, (fresh if k.startswith(head) else source).state_dict()[k]), k
+    # where the file lies does not matter, what is in it does
+    assert "checkpoint" in model(*words).identity()
+    copy_ = tmp_path / "elsewhere.safetensors"
+    copy_.write_bytes(path.read_bytes())
+    assert model(*words[:2], f"model.checkpoint={copy_}").identity() == model(*words).identity()
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ConfigError, match="does not fit this model"):
+        models.build(model(*words), IO, 0)
+    path.write_bytes(b"junk")
+    with pytest.raises(ConfigError, match="is no safetensors file"):
+        models.build(model(*words), IO, 0)
+
+
+def test_images_too_small_are_one_line():
+    with pytest.raises(ConfigError, match="does not take 32x32 images"):
+        models.check_forward(models.build(model("model=torchvision", "model.name=alexnet"), IO, 0), IO)
+
+
+def test_learning_rate_factors():
+    train = spec.build(config("train.warmup=0.1", "train.schedule=cosine").train, "train")
+    factors = [train.factor(i, 100) for i in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0)
+    steps = spec.build(
+        config("train.warmup=0", "train.schedule=step", "train.milestones=[0.5,0.75]", "train.gamma=0.1").train, "train"
+    )
+    assert [steps.factor(i, 100) for i in (0, 49, 50, 75, 99)] == pytest.approx([1, 1, 0.1, 0.01, 0.01])
+
+
+def test_fit_is_the_plain_loop(results):
+    """Against a loop written out by hand: same batches, same optimiser, same weights, bit for bit."""
+    x = run.prepare(tiny(results, "none", "none", "train.epochs=2", "train.schedule=constant", "train.warmup=0"))
+    task = x.task.view("owner")
+    a, b = run.fresh(x), run.fresh(x)
+    Fit(x.train, 7)(a, task)
+    optimizer = torch.optim.AdamW(b.parameters(), x.train.lr, weight_decay=x.train.weight_decay, fused=True)
+    for epoch in (1, 2):
+        b.train()
+        torch.manual_seed(spec.derive(7, "layers", epoch))
+        for images, labels in task.batches("owner", 64, spec.derive(7, "batches", epoch)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(b(images), labels).backward()
+            optimizer.step()
+    b.eval()
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def test_fit_hooks(results):
+    x = run.prepare(tiny(results, "none", "none", "train.epochs=1"))
+    calls = {"penalty": 0, "step": 0}
+
+    def penalty(model):
+        calls["penalty"] += 1
+        return 0 * model.input_mean.sum()
+
+    def step(model):
+        calls["step"] += 1
+
+    epochs = list(Fit(x.train, 0).epochs(run.fresh(x), x.task.view("owner"), penalty=penalty, step=step, epochs=3))
+    assert epochs == [1, 2, 3]
+    assert calls["penalty"] == calls["step"] == 3 * (x.task.size("owner") // 64)
+
+
+def test_outputs_that_are_no_numbers_are_wrong(results):
+    x = run.prepare(tiny(results, "none", "none"))
+    net = run.fresh(x)
+    with torch.no_grad():
+        net.get_submodule(x.task.head(net)).bias.fill_(math.nan)
+    assert x.task.utility(net) == 0.0
+
+
+@pytest.mark.gpu
+def test_a_gpu_run_gives_the_same_kind_of_rows(tmp_path):
+    rows = run.run(tiny(tmp_path, "neuralmark", "quantize", "device=cuda")).rows
+    assert all(row.status in ("ok", "skipped") for row in rows)
+    assert next(row for row in rows if row.knob == "none").ber == 0
