@@ -342,13 +342,13 @@ def job(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
     """`run`, with every error turned into an outcome of one line; debug=true shows the traceback as well."""
     try:
         return run(cfg, say)
-    except UserError as error:
-        code, line = error.code, str(error)
     except Exception as error:
-        code, line = 1, f"{type(error).__name__}: {' '.join(str(error).split())} (debug=true shows where)"
-    if cfg.get("debug"):
-        traceback.print_exc(file=sys.stderr)
-    return Outcome("failed", [], message=line, code=code)
+        if cfg.get("debug"):
+            traceback.print_exc(file=sys.stderr)
+        if isinstance(error, UserError):
+            return Outcome("failed", [], message=str(error), code=error.code)
+        line = f"{type(error).__name__}: {' '.join(str(error).split())} (debug=true shows where)"
+        return Outcome("failed", [], message=line, code=1)
 
 
 def pick_device(name: str) -> torch.device:

@@ -71,10 +71,12 @@ def problem(argv: list[str]) -> str:
     # A word after --cfg and its like belongs to that flag.
     takes = [False, *(word in ("--cfg", "-c", "--package", "-p", "--info", "-i") for word in argv)]
     overrides = [word for word, taken in zip(argv, takes, strict=False) if not taken and not word.startswith("-")]
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        return _one_line(error)
+    parsed = []
+    for word in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            return f"cannot read {word}: {_one_line(error)} (in a shell, quote brackets and braces)"
     if not {"-m", "--multirun"} & set(flags):
         swept = [o for o in parsed if o.is_sweep_override()]
         if swept:
@@ -123,6 +125,8 @@ def _explain(error: Exception, trial: list[str]) -> str:
         return f"unknown {group} {name!r}; {near(name, known)}" if known else f"unknown group {group!r}"
     if found := re.search(r"Could not override '([\w.@/]+)'", text):
         key = found[1]
+        if key.startswith("model.kwargs"):
+            return f"{key}: give arguments of the network's constructor one by one: +model.kwargs.NAME=VALUE"
         if "no match in the defaults list" in text:
             return f"{key}: no such group; {near(key, GROUPS)}"
         parent, _, name = key.rpartition(".")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Before torch is imported: workers that spin on each other's cores are ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from pathlib import Path
@@ -53,8 +57,11 @@ def tiny(results: Path, method: str, attack: str, *more: str) -> DictConfig:
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One results folder for the session: host and marks are trained once."""
-    return tmp_path_factory.mktemp("results")
+    """One results folder for all workers of the session: host and marks are trained once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "results"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

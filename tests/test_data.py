@@ -33,7 +33,7 @@ def node(name: str, **values) -> data.Data:
 
 
 @given(st.integers(20, 3000), st.floats(0, 0.5), st.floats(0.05, 0.9), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_splits_are_disjoint_and_complete(n, validation, attacker, seed):
     d = replace(node("digits"), validation=validation, attacker=attacker, split_seed=seed)
     try:

@@ -47,7 +47,8 @@ def _resident(folder: Path, digest: str, device: torch.device) -> dict[str, Tens
     """A data set's tensors on the device, shared by all runs of a process (`digest` keeps a rebuilt one apart)."""
     from safetensors.torch import load_file
 
-    return {k: v.to(device) for k, v in load_file(folder / "images.safetensors").items()}
+    # A copy even on the CPU: a file that is truncated while it is mapped kills the process (SIGBUS).
+    return {k: v.to(device, copy=True) for k, v in load_file(folder / "images.safetensors").items()}
 
 
 @dataclass(frozen=True)
