@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,5 +61,4 @@ class Sweep(Callback):
             with contextlib.suppress(OSError):
                 path.unlink()
         if count["failed"]:
-            sys.stdout.flush()
-            os._exit(1)
+            sys.exit(1)

@@ -28,6 +28,14 @@ def ber(soft: Tensor, message: Tensor) -> float:
     return float((read.to(truth.dtype) - truth).abs().mean())
 
 
+def weakest(soft: Tensor, message: Tensor) -> float:
+    """Least soft value [n] given to a right bit, in [0, 1]: below 0.5 a bit is wrong, near it any noise makes it so."""
+    import torch
+
+    soft, truth = soft.detach().double().cpu(), message.detach().cpu()
+    return float(torch.where(truth, soft, 1 - soft).min())
+
+
 def matches(error: float, n: int) -> int:
     """Whole matching bits at bit error rate `error` (half errors are rounded against the claimant)."""
     return math.floor(n * (1 - error) + 1e-6)

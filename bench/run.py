@@ -106,7 +106,8 @@ class Experiment:
         everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
         run_id = spec.digest(everything)
         everything.pop("seed")
-        attack.pop("seed")
+        # An attacker's seed that follows the replicate's is no part of the cell; one that was chosen is.
+        attack["seed"] = "as seed" if self.attack.seed == self.seed else self.attack.seed
         return run_id, spec.digest(everything)
 
     def row(self, knob: str, **values: Any) -> Row:
@@ -170,9 +171,11 @@ def mark(x: Experiment) -> cache.Entry:
         x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {', '.join(key.where)}")
         model = x.method.embed(model, key, x.task.view("owner"), owner_fit(x))
         save_key(key, folder / "key.safetensors", spec.kind(x.method), x.method.version)
-        error = metrics.ber(x.method.extract(model, key, x.task.view("owner")), key.message)
+        soft = x.method.extract(model, key, x.task.view("owner")).cpu()
+        error, weakest = metrics.ber(soft, key.message), metrics.weakest(soft, key.message)
         save_model(model, str(folder / "model.safetensors"))
-        return {"utility": x.task.utility(model), "ber": error, "n_bits": key.n_bits}
+        x.say(f"mark: BER {error:.4g}, the weakest bit is read at {weakest:.3f} (0.5: undecided, 1: certain)")
+        return {"utility": x.task.utility(model), "ber": error, "weakest": weakest, "n_bits": key.n_bits}
 
     entry = cache.cached(x.results / "cache", "mark", x.mark_identity, build, x.say)
     if entry["ber"] > 0:

@@ -24,8 +24,8 @@ def table(rows: list[Row], goal: str, alpha: float, max_damage: float) -> None:
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
     name = next((r.utility_name for r in rows if r.utility_name), "utility")
     claims = any(r.claim_ber is not None for r in rows)
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    grid.add_column(Text(first.attack))
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1 if claims else 2, 0, 0))
+    grid.add_column(Text(first.attack), no_wrap=True)
     for column in ("strength", "BER", "log10 p", *(("claim", "log10 p") if claims else ()), name, "damage"):
         grid.add_column(column, justify="right")
     grid.add_column("verdict")
@@ -40,7 +40,7 @@ def table(rows: list[Row], goal: str, alpha: float, max_damage: float) -> None:
         else:
             cells += ["", ""]
         verdict = metrics.verdict(asdict(row), goal, max_damage)
-        grid.add_row(row.knob.replace("lambda factor", "lambda x"), *cells, verdict)
+        grid.add_row(row.knob.replace("lambda factor", "factor"), *cells, verdict)
     console.print(f"{first.method} on {first.model}, {first.data}, seed {first.seed}", style="bold")
     console.print(grid)
     for line in notes(rows, goal, alpha):
@@ -54,7 +54,7 @@ def notes(rows: list[Row], goal: str, alpha: float) -> list[str]:
     if bits:
         need = metrics.matches_needed(bits, alpha)
         threshold = f"{need} of {bits} bits" if need is not None else f"more bits than {bits}"
-        lines.append(f"detected: p <= {alpha:g}, {threshold}; host: the unmarked model under the owner's key")
+        lines.append(f"detected: p <= {alpha:g}, {threshold}; host: unmarked, owner's key")
     if goal == "forge" and bits:
         lines.append(f"key search: t tries reach p of about 1/t; alpha would need about {1 / alpha:.0e} tries")
     return lines

@@ -157,6 +157,7 @@ def test_seeds_share_a_config_hash_and_nothing_else(results):
     (id0, cell0), (id1, cell1) = hashes(), hashes("seed=1")
     assert cell0 == cell1
     assert id0 != id1
+    assert hashes("attack.seed=7")[1] == hashes("seed=1", "attack.seed=7")[1] != cell0
     for change in ("train.lr=0.02", "attack.scope=layer", "method.lambda_=0.5", "verify.alpha=0.001", "data.crop=1"):
         assert hashes(change)[1] != cell0, change
     for same in ("debug=true", "device=cpu", f"results_dir={results}", "data.label=others", "model.label=x"):

@@ -52,6 +52,7 @@ def test_ber_counts_undecided_and_unreadable_bits_as_half():
     assert metrics.ber(torch.tensor([0.1, 0.1, 0.9, 0.9]), truth) == 1.0
     assert metrics.ber(torch.tensor([0.5, 0.9, 0.1, 0.1]), truth) == 0.125
     assert metrics.ber(torch.full((4,), math.nan), truth) == 0.5
+    assert metrics.weakest(torch.tensor([0.9, 0.51, 0.1, 0.3]), truth) == pytest.approx(0.51)
     assert metrics.matches(0.125, 4) == 3  # 3.5 matches: the half is not the claimant's
 
 

@@ -1,0 +1,398 @@
+"""Rows of run files -> tables and figures: `python -m bench.report [method=uchida,neuralmark] [attack=prune]`
+
+Nothing is typed by hand or measured here: `variants` labels the rows, `aggregate` makes the means and
+intervals of the protocol, `summary` and `strengths` the tables, bench.plots the figures.
+Units: BER in [0, 1], utility in its task's unit (accuracy: percent), damage and fidelity in points of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench import metrics, plots, store
+from bench.metrics import missing
+from bench.plots import BEFORE, CELL, axis, ber, claim, interval, lines, number, places, seeds
+from bench.spec import choice, near
+from bench.types import UserError
+
+POINT = [*CELL, "knob", "strength", "config_hash", "status"]
+FILTERS = ("method", "attack", "model", "data", "seed")
+NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
+NUMBERS += ["utility", "utility_victim", "utility_host"]
+GOALS = ("removal", "overwrite", "forge")
+# What a point is called when its seeds disagree: the worst for the owner comes first.
+WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "lost", "not embedded", "destroyed")
+STYLES = {"bad": "red", "warn": "yellow", "good": "green", "invalid": "bold white on red", "failed": "red"}
+MD = str.maketrans({c: f"\\{c}" for c in "\\|*_`<~"})
+TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "–": "--"}
+TEX = str.maketrans(TEX | {"^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"})
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys of the nodes, as text; a node within a node (other data, say) is told by its label."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and not (prefix and "label" in value):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif prefix and key != "_target_" and prefix + key != "attack.seed":
+            flat[prefix + key] = json.dumps(value["label"] if isinstance(value, dict) else value).replace('"', "")
+    return flat
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 28 else f"{text[:25]}..."
+
+
+def _differing(flats: list[dict[str, str]]) -> list[str]:
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    return [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
+
+
+def _labels(runs: list[dict], side: str) -> list[str]:
+    """Each run's method or attack name, with what tells the variants of that name (same model, data) apart.
+
+    A method's variants are sought over all its attacks and an attack's over all methods, so that one row or
+    one column of a table never holds two configurations.
+    """
+    flats, heads = [_flat(run["config"]) for run in runs], [run["rows"][0] for run in runs]
+    hashes, groups = defaultdict(list), defaultdict(list)
+    for i, head in enumerate(heads):
+        hashes[head["config_hash"]].append(flats[i])
+        groups[head[side], head["model"], head["data"]].append(i)
+    free = {key for same in hashes.values() for key in _differing(same)}  # differs among seeds: no variant
+    labels = [""] * len(runs)
+    for (name, *_), members in groups.items():
+        keys = [k for k in _differing([flats[i] for i in members]) if k not in free]
+        keys = [k for k in keys if k.startswith("attack.") == (side == "attack")]
+        for i in members:
+            said = [f"{k.removeprefix(f'{side}.')}={_short(flats[i].get(k, 'unset'))}" for k in keys]
+            labels[i] = f"{name} ({', '.join(said)})" if said else name
+    return labels
+
+
+def variants(runs: list[dict]) -> pd.DataFrame:
+    """All rows, labelled so that (method_label, attack_label, model, data) is one configuration; with verdicts.
+
+    Adds damage, fidelity and verdict. Of two files of one configuration and seed the newest counts. Verdicts are
+    the protocol's, but a victim that does not verify before any attack is "not embedded": nothing was removed.
+    """
+    newest: dict[tuple, int] = {}
+    for i in sorted(range(len(runs)), key=lambda i: str([row["created_at"] for row in runs[i]["rows"]])):
+        newest.update({(row["config_hash"], row["seed"]): i for row in runs[i]["rows"][:1]})
+    runs = [runs[i] for i in sorted(newest.values())]
+    df = store.frame(runs)
+    for side in ("method", "attack"):
+        df[f"{side}_label"] = np.repeat(_labels(runs, side), [len(run["rows"]) for run in runs])
+    # Where the configurations read the same (a method's new version), the hash tells them apart.
+    hashes = df.groupby(["method_label", "attack_label", "model", "data"])["config_hash"]
+    clash = hashes.transform("nunique") > 1
+    df.loc[clash, "method_label"] += " #" + df.loc[clash, "config_hash"].str[:6]
+    df[NUMBERS] = df[NUMBERS].apply(pd.to_numeric)
+    rows = df.to_dict("records")
+    df["damage"] = pd.to_numeric(pd.Series([metrics.damage(row) for row in rows], dtype=object))
+    df["fidelity"] = df["utility_host"] - df["utility_victim"]
+    df["verdict"] = [metrics.verdict(row, row["goal"], row["max_damage"]) for row in rows]
+    gone = (df["knob"] == "none") & df["verdict"].isin(["removed", "lost", "destroyed"])
+    df.loc[gone, "verdict"] = "not embedded"
+    return df
+
+
+def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
+    point = dict(zip(POINT, key, strict=True)) | {"n": g["seed"].nunique()}
+    point |= {name: g[name].iloc[0] for name in ("goal", "alpha", "max_damage", "utility_name")}
+    ok = g[g["status"] == "ok"]
+    bits = ok.dropna(subset=["ber", "n_bits"])
+    trials, errors = int(bits["n_bits"].sum()), float((bits["ber"] * bits["n_bits"]).sum())
+    low, high = metrics.wilson(errors, trials) if trials else (math.nan, math.nan)
+    point |= {"n_bits": ok["n_bits"].max(), "ber": errors / trials if trials else math.nan}
+    point |= {"ber_low": low, "ber_high": high, "log10_p_worst": ok["log10_p"].max()}
+    point |= {name: ok[name].median() for name in ("log10_p", "claim_log10_p")}
+    point |= {name: ok[name].mean() for name in ("claim_ber", "utility_victim", "utility_host", "seconds")}
+    point |= {name: ok[name].dropna().astype(float).mean() for name in ("detected", "claim_detected")}
+    for name in ("utility", "damage", "fidelity"):
+        mean, half = metrics.t_interval(ok[name])
+        point |= {name: mean, f"{name}_half": math.nan if half is None else half}
+    counts = Counter(g["verdict"])
+    worst = next((v for v in WORST if v in counts), min(counts))
+    point["verdict"] = worst if len(counts) == 1 else f"{counts[worst]}/{len(g)} {worst}"
+    point["reason"] = "; ".join(dict.fromkeys(str(e) for e in g["error"] if not missing(e)))
+    return point
+
+
+def aggregate(df: pd.DataFrame) -> pd.DataFrame:
+    """One line per variant and strength over its seeds: pooled BER, Wilson and t intervals, verdict.
+
+    `status` is part of the key: skipped and failed rows get lines of their own and enter no mean. *_half are
+    half-widths of 95% t intervals (nan for one seed); detected and claim_detected are shares of seeds.
+    """
+    knobs = [*BEFORE, *dict.fromkeys(df["knob"])]
+
+    def order(p: dict[str, Any]) -> tuple:
+        goal = GOALS.index(p["goal"]) if p["attack"] != "none" and p["goal"] in GOALS else -1
+        rise = -1 if axis(p["knob"]) == "bits" else 1
+        strength = math.inf if missing(p["strength"]) else rise * p["strength"]
+        knob = knobs.index(p["knob"]) if p["status"] == "ok" or p["knob"] not in BEFORE else len(knobs)
+        place = (goal, p["attack_label"], p["model"], p["data"], knob, strength)
+        return (*place, p["method"] != "none", p["method_label"])
+
+    groups = df.groupby(POINT, sort=False, dropna=False)
+    return pd.DataFrame(sorted((_point(key, g) for key, g in groups), key=order))
+
+
+def before(df: pd.DataFrame) -> pd.DataFrame:
+    """Control and untouched victim, aggregated once per method: every attack's run file repeats them."""
+    rows = df[df["knob"].isin(BEFORE) & (df["status"] == "ok")]
+    rows = rows.sort_values("attack", key=lambda names: names != "none", kind="stable")
+    rows = rows.drop_duplicates(["method_label", "model", "data", "knob", "seed"])
+    rows = rows.assign(attack="none", attack_label="before attack", config_hash="", goal="removal")
+    return aggregate(rows) if len(rows) else aggregate(df).iloc[:0]
+
+
+def points(df: pd.DataFrame, agg: pd.DataFrame) -> pd.DataFrame:
+    """Every point once: `before`, then what the attacks made."""
+    made = ~agg["knob"].isin(BEFORE) | (agg["status"] != "ok")
+    return pd.concat([before(df), agg[made]], ignore_index=True)
+
+
+@dataclass
+class Table:
+    """One table for every format: `head` holds (group, name) of each column, the first `keys` are its keys;
+    `style` is a terminal style per (row, column), of which "bold" is bold in every format."""
+
+    title: str
+    caption: str
+    head: list[tuple[str, str]]
+    keys: int
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    style: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def note(self, text: str) -> str:
+        """The mark of a footnote; one text has one mark."""
+        if (text := " ".join(text.split())) not in self.notes:
+            self.notes.append(text)
+        return f" [{self.notes.index(text) + 1}]"
+
+    def body(self, escape: dict[int, str], bold: str) -> list[list[str]]:
+        """The cells, escaped, the bold ones put into the format `bold`."""
+        strong = {at for at, style in self.style.items() if "bold" in style}
+        cells = [[cell.translate(escape) for cell in row] for row in self.rows]
+        return [[bold % c if (i, j) in strong else c for j, c in enumerate(row)] for i, row in enumerate(cells)]
+
+
+def markdown(tables: Iterable[Table], legend: str) -> str:
+    """For a README: GitHub's dialect, columns aligned for whoever reads the source."""
+    parts = [legend.translate(MD)]
+    for t in tables:
+        cells = [[f"{group} {name}".strip().translate(MD) for group, name in t.head], *t.body(MD, "**%s**")]
+        width = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        cells.insert(1, ["-" * w if j < t.keys else "-" * (w - 1) + ":" for j, w in enumerate(width)])
+        rows = [" | ".join(c.ljust(w) for c, w in zip(row, width, strict=True)) for row in cells]
+        notes = [f"- [{i}] {note.translate(MD)}" for i, note in enumerate(t.notes, 1)]
+        parts += [f"**{t.title.translate(MD)}** ({t.caption})", "\n".join(f"| {row} |" for row in rows)]
+        parts += ["\n".join(notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(tables: Iterable[Table], legend: str) -> str:
+    """For a paper: one table environment each, in the style of the package booktabs."""
+    out = [r"% \usepackage{booktabs}"]
+    for t in tables:
+        top, rules, at = [], "", 1
+        for group, columns in groupby(t.head, key=lambda column: column[0]):
+            n = len([*columns])
+            top.append(rf"\multicolumn{{{n}}}{{c}}{{{group.translate(TEX)}}}")
+            rules += rf" \cmidrule(lr){{{at}-{at + n - 1}}}" if group else ""
+            at += n
+        caption, columns = f"{t.title} ({t.caption}). {legend}", "l" * t.keys + "r" * (len(t.head) - t.keys)
+        out += [r"\begin{table}", r"  \centering", rf"  \caption{{{caption.translate(TEX)}}}"]
+        out += [rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
+        out += [f"    {' & '.join(top)} \\\\", f"   {rules}"] if rules else []
+        out += [f"    {' & '.join(name.translate(TEX) for _, name in t.head)} \\\\", r"    \midrule"]
+        out += [f"    {' & '.join(row)} \\\\" for row in t.body(TEX, r"\textbf{%s}")]
+        out += [r"    \bottomrule", r"  \end{tabular}"]
+        out += [rf"  \par\footnotesize [{i}] {note.translate(TEX)}" for i, note in enumerate(t.notes, 1)]
+        out += [r"\end{table}", ""]
+    return "\n".join(out)
+
+
+def show(table: Table, console: Any) -> None:
+    """Print a table, in as many pieces as the console is too narrow for; its keys come with each piece."""
+    from rich import box
+    from rich.table import Table as Rich
+    from rich.text import Text
+
+    room = [24 if j < table.keys else 99 if group else 13 for j, (group, _) in enumerate(table.head)]
+    cells = [[lines(cell, r) for cell, r in zip(row, room, strict=True)] for row in table.rows]
+    head, units, keys = [], [], [*range(table.keys)]
+    for j, (group, name) in enumerate(table.head):
+        first = not group or group != table.head[j - 1][0]
+        head.append(f"{lines(group, 22)}\n{lines(name, room[j])}".strip() if first else name)
+        if j >= table.keys:
+            units.append([j]) if first else units[-1].append(j)  # the columns of a group stay together
+    width = [2 + max(map(len, "\n".join(column).split("\n"))) for column in zip(head, *cells, strict=True)]
+    pieces: list[list[int]] = []
+    for columns in units:
+        if not pieces or sum(width[j] for j in pieces[-1] + columns) - 2 > console.width:
+            pieces.append([*keys])
+        pieces[-1] += columns
+    console.print(Text.assemble((table.title, "bold"), f" ({table.caption})"))
+    for piece in pieces:
+        rich = Rich(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for j in piece:
+            rich.add_column(Text(head[j]), vertical="bottom" if table.head[-1][0] else "top")
+        for i, row in enumerate(cells):
+            rich.add_row(*(Text(row[j], style=table.style.get((i, j), "")) for j in piece))
+        console.print(rich, "", sep="\n")
+    for i, note in enumerate(table.notes, 1):
+        console.print(Text(f"[{i}] {note}" + "\n" * (i == len(table.notes))))
+
+
+def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
+    """Methods in rows, attacks in columns: what became of each mark (see bench.plots.outcomes)."""
+    start = {(p.method_label, p.model, p.data, p.knob): p for p in before(df).itertuples()}
+    cells = {(c.method_label, c.model, c.data, c.attack_label): c for c in plots.outcomes(df).itertuples()}
+    attacks = [*dict.fromkeys(agg.loc[agg["attack"] != "none", "attack_label"])]
+    keys = ["method", "model", "data"] if len(places(df)) > 1 else ["method"]
+    head = [("", name) for name in [*keys, "fidelity", "victim BER", "host control", *attacks]]
+    table = Table("Summary", seeds(p.n for p in start.values()), head, len(keys))
+    methods = {(p.model, p.data, p.method != "none", p.method_label) for p in df.itertuples()}
+    for i, (model, data, _, label) in enumerate(sorted(methods)):
+        row, at = [label, model, data][: len(keys)], (label, model, data)
+        victim, host = start.get((*at, "none")), start.get((*at, "host"))
+        if victim:
+            row += [interval(victim.fidelity, victim.fidelity_half, victim.utility_name, "+"), ber(victim)]
+        row += ["–"] * (len(keys) + 2 - len(row))
+        said = "–" if host is None or host.verdict == "unmarked" else host.verdict
+        row.append(f"ok (BER {host.ber:.2f})" if said == "control" else said)
+        if "ALARM" in said:
+            table.style[i, len(row) - 1] = STYLES["invalid"]
+        for attack in attacks:
+            if cell := cells.get((*at, attack)):
+                table.style[i, len(row)] = STYLES.get(cell.kind, "")
+            row.append(cell.text + (table.note(cell.reason) if cell.reason else "") if cell else "–")
+        table.rows.append(row)
+    return table
+
+
+def _strengths(block: pd.DataFrame, title: str) -> Table:
+    methods = sorted({(p.method != "none", p.method_label) for p in block.itertuples()})
+    claims, start = int(block["claim_ber"].notna().any()), block["attack"].eq("none").all()
+    knobs = [knob for knob in dict.fromkeys(block["knob"]) if knob not in BEFORE]
+    keys = ["model"] if start else knobs if len(knobs) == 1 else ["knob", "strength"]
+    head = [(label, name) for _, label in methods for name in ("BER", *["claim BER"] * claims, "utility")]
+    n = block.loc[block["status"] == "ok", "n"]
+    table = Table(title, seeds(n), [*(("", key) for key in keys), *head], len(keys))
+    names = {"host": "host, owner's key", "none": "victim"} if start else {"none": "–"}
+    for i, ((knob, strength), at) in enumerate(block.groupby(["knob", "strength"], sort=False, dropna=False)):
+        name = names.get(knob, knob)
+        row, bands = [name] if start else [name, number(strength)][-len(keys) :], {}
+        for _, label in methods:
+            texts = ["–"] * (2 + claims)
+            for p in at[at["method_label"] == label].itertuples():
+                if p.status == "ok":
+                    utility = interval(p.utility, p.utility_half, p.utility_name)
+                    texts = [ber(p), *[claim(p)] * claims, utility]
+                    bands |= {} if missing(p.ber) or knob == "host" else {len(row): p}
+                else:
+                    mark = table.note(f"{label}: {p.status}: {p.reason}")
+                    texts[0] = texts[0].replace("–", p.status) + mark
+            row += texts
+        for j, p in bands.items():
+            others = [q for q in bands.values() if q is not p]
+            if others and all(p.n > 1 and q.n > 1 and p.ber_high < q.ber_low for q in others):
+                table.style[i, j] = "bold"
+        table.rows.append(row)
+    for above, row in reversed([*pairwise(table.rows)]):
+        row[0] = "" if len(keys) > 1 and row[0] == above[0] else row[0]
+    return table
+
+
+def strengths(df: pd.DataFrame, agg: pd.DataFrame) -> list[Table]:
+    """Every point measured: a table of the untouched models, then one per attack; columns by method."""
+    groups = points(df, agg).groupby(["attack_label", "model", "data"], sort=False)
+    shown = 3 if len(places(df)) > 1 else 1
+    return [_strengths(block, ", ".join(at[:shown])) for at, block in groups]
+
+
+def selected(runs: list[dict], filters: Iterable[str]) -> list[dict]:
+    """Runs that pass every `key=value,value`. Raises UserError for an unknown key and for nothing left."""
+    runs = [run for run in runs if run["rows"]]
+    for item in filters:
+        key, _, value = item.partition("=")
+        choice("filter", key, FILTERS)
+        names = {str(run["rows"][0][key]) for run in runs}
+        runs = [run for run in runs if str(run["rows"][0][key]) in value.split(",")]
+        if not runs:
+            raise UserError(f"{item} leaves nothing; {near(value, names)}")
+    if not runs:
+        raise UserError("the run files hold no rows")
+    return runs
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write and print everything. Raises UserError for what the user can mend."""
+    from rich.console import Console
+
+    for name in (formats := args.formats.split(",")):
+        choice("--formats", name, plots.FORMATS)
+    df = variants(selected(store.read_runs(args.runs or Path(args.results) / "runs"), args.filters))
+    agg, out, said = aggregate(df), Path(args.out or args.results), plots.legends(df)
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
+    first, rest = summary(df, agg), strengths(df, agg)
+    frames = {"rows": df, "strengths": points(df, agg)}
+    frames["summary"] = pd.DataFrame(first.rows, columns=[name for _, name in first.head])
+    texts = {f"{name}.csv": content.to_csv(index=False) for name, content in frames.items()}
+    kinds = {"summary": ([first], said[0]), "strengths": (rest, said[1])}
+    for name, (tables, legend) in kinds.items():
+        texts |= {f"{name}.md": markdown(tables, legend), f"{name}.tex": latex(tables, legend)}
+    try:
+        for name, text in texts.items():
+            store.write_text(out / "tables" / name, text)
+        figures = plots.draw(agg, df, out / "figures", formats)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    for tables, legend in kinds.values():
+        for table in tables:
+            show(table, console)
+        console.print(f"{legend}\n")
+    if (df["verdict"] == "FALSE ALARM").any():
+        print("warning: INVALID: an unmarked host verifies under its owner's key", file=sys.stderr)
+    for path in [*(out / "tables" / name for name in texts), *figures]:
+        console.print(min(str(path), os.path.relpath(path), key=len), soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m bench.report", description="Tables and figures of all runs.")
+    parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(FILTERS)}: a,b,...")
+    parser.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
+    parser.add_argument("--runs", help="folder of the run files (default: RESULTS/runs)")
+    parser.add_argument("--out", help="where tables/ and figures/ go (default: RESULTS)")
+    parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
+    args = parser.parse_intermixed_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" gets a "?", not a traceback
+    try:
+        report(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

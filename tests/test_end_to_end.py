@@ -1,0 +1,90 @@
+"""The commands of the README, in a folder of their own, as a newcomer would type them."""
+
+from __future__ import annotations
+
+import json
+
+from bench.types import ROW_FIELDS
+from tests.conftest import ROOT, TINY, command
+
+SMALL = [*TINY, "method=neuralmark", "method.n_bits=64", "method.k=128"]
+
+
+def test_one_command_gives_the_table_and_one_more_the_plots(tmp_path):
+    done = command(*SMALL, "attack=prune", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.splitlines()
+    assert max(map(len, table)) <= 80
+    assert [line.split()[0] for line in table[2:4]] == ["host", "none"]
+    assert len([line for line in table if line.startswith("ratio ")]) == 9
+    (path,) = (tmp_path / "results" / "runs" / "neuralmark" / "prune").glob("*.json")
+    assert str(path.relative_to(tmp_path)) in done.stdout
+
+    content = json.loads(path.read_text())
+    assert list(content) == ["config", "env", "rows"]
+    assert content["config"]["method"]["n_bits"] == 64
+    assert {"python", "torch", "timm", "device", "threads"} <= set(content["env"])
+    assert all(tuple(row) == ROW_FIELDS for row in content["rows"])
+    host, victim = content["rows"][:2]
+    assert victim["ber"] == 0
+    assert victim["detected"] is True
+    assert host["detected"] is False
+    assert abs(host["utility"] - victim["utility"]) <= 2
+
+    again = command(*SMALL, "attack=prune", cwd=tmp_path)
+    assert "(was there already)" in again.stdout
+    assert "training" not in again.stderr
+    assert json.loads(path.read_text()) == content
+
+    report = command("method=neuralmark", cwd=tmp_path, module="bench.report")
+    assert report.returncode == 0, report.stderr
+    assert sorted(p.name for p in (tmp_path / "results" / "figures").iterdir()) == ["prune.png", "prune.svg"]
+
+
+def test_layers_are_listed_with_their_sizes(tmp_path):
+    done = command("model=timm", "model.name=test_resnet", f"results_dir={tmp_path}", module="bench.layers")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    starred = [line.split() for line in done.stdout.splitlines() if line.startswith("*  ")]
+    assert ["*", "layer4.0.conv1", "96x192x3x3", "165,888", "1,728"] in starred
+    assert command("model=resnet81", module="bench.layers").returncode == 2
+
+
+def test_a_method_is_two_files(tmp_path):
+    """A stranger's method, in another folder: no edit here, and every command finds it."""
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "third.yaml").write_text(
+        "# a third party's\n_target_: third.Third\nn_bits: 64\n", encoding="utf-8"
+    )
+    (tmp_path / "third.py").write_text(
+        '''
+from dataclasses import dataclass
+import torch
+from bench.types import Key, Method
+from methods.layers import choose, read
+
+@dataclass(frozen=True)
+class Third(Method):
+    """Writes bits into the signs of the first weights."""
+    n_bits: int
+
+    def keygen(self, host, rng):
+        name = choose(host, None, torch.Tensor.numel, self.n_bits, "weights")
+        return Key(torch.from_numpy(rng.integers(0, 2, self.n_bits).astype(bool)), {}, (name,))
+
+    @torch.no_grad()
+    def embed(self, host, key, task, fit):
+        w = host.get_parameter(key.where[0]).view(-1)[: self.n_bits]
+        w.copy_(torch.where(key.message, w.abs() + 1e-3, -w.abs() - 1e-3))
+        return host
+
+    def extract(self, model, key, task):
+        return torch.sigmoid(read(model, key.where[0]).detach().reshape(-1)[: self.n_bits])
+''',
+        encoding="utf-8",
+    )
+    words = ["--config-dir", "conf", *TINY, "train.epochs=1", "method=third", "attack=prune", "attack.ratios=[0.5]"]
+    done = command(*words, cwd=tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("third on test_resnet, digits, seed 0")
+    assert list((tmp_path / "results" / "runs" / "third" / "prune").glob("*.json"))
