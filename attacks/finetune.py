@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import spec
 from bench.train import Fit
-from bench.types import Attack, Snapshot, Victim
+from bench.types import Attack, ConfigError, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Finetune(Attack):
         spec.choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
         spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
         spec.at_least("attack.epochs", self.epochs, 1)
+        if self.data == "none":
+            raise ConfigError("attack=finetune needs data: attack.data=attacker")
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         model, task, seed = copy.deepcopy(victim.model), victim.task, int(rng.integers(2**62))

@@ -39,6 +39,8 @@ class Prune(Attack):
         spec.at_least("attack.finetune_after", self.finetune_after, 0)
         if self.scope == "marked" and not {"layer", "key"} & set(self.knows):
             raise ConfigError("attack.scope=marked needs to know the layer: attack.knows=[weights,layer]")
+        if self.finetune_after and self.data == "none":
+            raise ConfigError("attack.finetune_after needs data: attack.data=attacker")
 
     def skip(self, victim: Victim) -> str | None:
         return "no marked layer to prune" if self.scope == "marked" and not victim.where else None

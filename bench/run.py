@@ -151,9 +151,11 @@ def host(x: Experiment) -> cache.Entry:
 
     def build(folder: Path) -> dict[str, Any]:
         x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
+        resources.reset_peak(x.device)
         model = owner_fit(x)(fresh(x), x.task.view("owner"))
+        peak = resources.peak_mb(x.device)
         save_model(model, str(folder / "model.safetensors"))
-        return {"utility": x.task.utility(model)}
+        return {"utility": x.task.utility(model), "peak_mb": peak}
 
     return cache.cached(x.results / "cache", "host", x.host_identity, build, x.say)
 
@@ -169,13 +171,16 @@ def mark(x: Experiment) -> cache.Entry:
         if not scratch:
             load_weights(model, host(x).path)
         x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {', '.join(key.where)}")
+        resources.reset_peak(x.device)
         model = x.method.embed(model, key, x.task.view("owner"), owner_fit(x))
+        peak = resources.peak_mb(x.device)
         save_key(key, folder / "key.safetensors", spec.kind(x.method), x.method.version)
         soft = x.method.extract(model, key, x.task.view("owner")).cpu()
         error, weakest = metrics.ber(soft, key.message), metrics.weakest(soft, key.message)
         save_model(model, str(folder / "model.safetensors"))
         x.say(f"mark: BER {error:.4g}, the weakest bit is read at {weakest:.3f} (0.5: undecided, 1: certain)")
-        return {"utility": x.task.utility(model), "ber": error, "weakest": weakest, "n_bits": key.n_bits}
+        measured = {"utility": x.task.utility(model), "peak_mb": peak}
+        return measured | {"ber": error, "weakest": weakest, "n_bits": key.n_bits}
 
     entry = cache.cached(x.results / "cache", "mark", x.mark_identity, build, x.say)
     if entry["ber"] > 0:
@@ -215,15 +220,15 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         key = load_key(entry.path / "key.safetensors")
         plain = load_weights(fresh(x), unmarked.path)
         control = Snapshot("host", None, plain)
-        yield measure(x, control, key, {**utility, "utility": unmarked["utility"]}, unmarked.meta["seconds"])
+        yield measure(x, control, key, {**utility, "utility": unmarked["utility"]}, *cost(unmarked))
     first = Snapshot("none", None, victim_model)
-    yield measure(x, first, key, {**utility, "utility": entry["utility"]}, entry.meta["seconds"])
+    yield measure(x, first, key, {**utility, "utility": entry["utility"]}, *cost(entry))
 
     privileged = {"layer", "key"} & set(x.attack.knows)
     victim = Victim(
         victim_model,
         x.method,
-        x.task.view("attacker"),
+        x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
         where=key.where if key and privileged else None,
         key=key if "key" in x.attack.knows else None,
     )
@@ -239,15 +244,20 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         snapshot = next(steps, None)
         if snapshot is None:
             return
-        seconds = time.perf_counter() - started
+        seconds, peak = time.perf_counter() - started, resources.peak_mb(x.device)
         if snapshot.skipped:
             yield x.row(snapshot.knob, strength=snapshot.strength, status="skipped", error=snapshot.skipped, **utility)
             continue
         untouched = snapshot.model is victim_model
         known = {**utility, "utility": entry["utility"]} if untouched else utility
-        row = measure(x, snapshot, key, known, seconds)
+        row = measure(x, snapshot, key, known, seconds, peak)
         x.say(f"  {snapshot.knob} {'' if snapshot.strength is None else f'{snapshot.strength:g}'}: {_brief(row)}")
         yield row
+
+
+def cost(entry: cache.Entry) -> tuple[float, float]:
+    """Seconds and MiB it took to make a stage, whenever that was."""
+    return entry.meta["seconds"], entry["peak_mb"]
 
 
 def _brief(row: Row) -> str:
@@ -256,9 +266,10 @@ def _brief(row: Row) -> str:
     return f"{owner}{claim}{row.utility_name} {row.utility:.2f}"
 
 
-def measure(x: Experiment, snapshot: Snapshot, key: Key | None, utility: dict[str, float], seconds: float) -> Row:
+def measure(
+    x: Experiment, snapshot: Snapshot, key: Key | None, utility: dict[str, float], seconds: float, peak_mb: float
+) -> Row:
     """One row: owner's bits, the claim's if there is one, and utility (measured unless `utility` has it)."""
-    peak = resources.peak_mb(x.device)
     task = x.task
     values: dict[str, Any] = dict(utility)
     values["utility_name"] = task.utility_name
@@ -278,7 +289,7 @@ def measure(x: Experiment, snapshot: Snapshot, key: Key | None, utility: dict[st
     if snapshot.claim is not None:
         error, log10_p, ok = judge(x, snapshot.model, snapshot.claim)
         values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
-    return x.row(snapshot.knob, strength=snapshot.strength, seconds=round(seconds, 3), peak_mb=peak, **values)
+    return x.row(snapshot.knob, strength=snapshot.strength, seconds=round(seconds, 3), peak_mb=peak_mb, **values)
 
 
 def judge(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool]:

@@ -141,6 +141,7 @@ class Attack:
     goal: `removal`, `overwrite` or `forge`: which rule of the protocol judges it.
     seed: the attacker's own randomness, independent of the owner's even where the number is the same.
     knows: what it is given: weights, outputs, method, layer, key.
+    data: `attacker`, its own split of the training data, or `none`. Its budget are its own options (epochs, tries).
     """
 
     version: ClassVar[int] = 1
@@ -148,6 +149,7 @@ class Attack:
     goal: str
     seed: int
     knows: list[str]
+    data: str
 
     def __post_init__(self) -> None:
         from bench.spec import choice
@@ -155,6 +157,7 @@ class Attack:
         choice("attack.goal", self.goal, ("removal", "overwrite", "forge"))
         for item in self.knows:
             choice("attack.knows", item, ("weights", "outputs", "method", "layer", "key"))
+        choice("attack.data", self.data, ("none", "attacker"))
 
     def skip(self, victim: Victim) -> str | None:
         """Why this attack cannot be made on this victim, or None."""

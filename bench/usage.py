@@ -24,14 +24,14 @@ OTHER_CONFIG = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", 
 HEAD = """\
 python -m bench method=NAME attack=NAME ... [group.option=value ...] [seed=0]
 
-Trains a host, embeds a watermark, attacks it, and tabulates bit error rate and utility.
-Everything done once is kept below results/ and not done again.
+Trains a host, embeds a watermark, attacks it, tabulates bit error rate and
+utility. What is done is kept below results/ and not done again.
 
-  python -m bench method=neuralmark attack=prune                       one experiment
-  python -m bench -m method=uchida,neuralmark attack=prune,quantize    a sweep (all combinations)
-  python -m bench method=uchida --cfg job                              the composed configuration
-  python -m bench.layers model=vit_tiny                                weights that can carry a mark
-  python -m bench.report                                               tables and figures of all runs
+  python -m bench method=neuralmark attack=prune    one experiment
+  python -m bench -m method=uchida,neuralmark       a sweep: all combinations
+  python -m bench method=uchida --cfg job           the whole configuration
+  python -m bench.layers model=vit_tiny             weights for a mark
+  python -m bench.report                            tables, figures of all runs
 """
 
 
@@ -77,7 +77,8 @@ def problem(argv: list[str]) -> str:
             parsed += OverridesParser.create().parse_overrides([word])
         except HydraException as error:
             return f"cannot read {word}: {_one_line(error)} (in a shell, quote brackets and braces)"
-    if not {"-m", "--multirun"} & set(flags):
+    # An experiment may be a sweep by itself.
+    if not {"-m", "--multirun"} & set(flags) and not any(o.key_or_group == "experiment" for o in parsed):
         swept = [o for o in parsed if o.is_sweep_override()]
         if swept:
             return f"{swept[0].input_line}: several values are a sweep: add -m"

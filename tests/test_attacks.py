@@ -66,12 +66,22 @@ def test_prune_zeroes_exactly_the_stated_fraction_in_scope(marked, criterion, sc
 
 def test_prune_keeps_zeros_through_finetuning(marked):
     x, model, key = marked("uchida")
-    it = attack("prune", "attack.ratios=[0.5]", "attack.finetune_after=1")
+    it = attack("prune", "attack.ratios=[0.5]", "attack.finetune_after=1", "attack.data=attacker")
     (snapshot,) = it.run(victim(x, model, key), np.random.default_rng(0), fit(x))
     after, before = weights_of(snapshot.model), weights_of(model)
     total = sum(w.numel() for w in after.values())
     assert sum(int((w == 0).sum()) for w in after.values()) == pytest.approx(total / 2, abs=1)
     assert any((after[k] != before[k])[after[k] != 0].any() for k in after)  # and it did train
+
+
+def test_attacks_that_train_must_state_their_data():
+    for words in (
+        ["prune", "attack.finetune_after=1"],
+        ["finetune", "attack.data=none"],
+        ["overwrite", "attack.data=none"],
+    ):
+        with pytest.raises(ConfigError, match=r"attack\.data=attacker"):
+            attack(*words)
 
 
 def test_prune_of_the_marked_layer_needs_the_privilege(marked):

@@ -121,8 +121,8 @@ def test_attackers_are_handed_no_more_than_they_state(monkeypatch, results, atta
     (victim,) = seen
     assert victim.key is None or "key" in x.attack.knows
     assert victim.where is None or {"key", "layer"} & set(x.attack.knows)
-    assert victim.task.role == "attacker"
-    for split in ("owner", "test"):
+    assert victim.task.role == ("attacker" if x.attack.data == "attacker" else "outsider")
+    for split in ("owner", "test", *(("attacker", "validation") if x.attack.data == "none" else ())):
         with pytest.raises(PermissionError):
             next(victim.task.batches(split, 4))
     with pytest.raises(PermissionError):

@@ -82,6 +82,7 @@ def test_one_line_names_what_is_valid(capsys, monkeypatch, tmp_path, words, expe
 def test_help_names_every_choice_and_imports_no_torch():
     done = command("--help")
     assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
     for group in ("method", "attack", "model", "data"):
         for path in (ROOT / "conf" / group).glob("*.yaml"):
             assert any(

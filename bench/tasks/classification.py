@@ -16,10 +16,12 @@ from bench import data as datasets
 from bench import models, spec
 from bench.types import ConfigError
 
-# Who may draw from which split: the attacker never sees the owner's images, nobody trains or chooses on test.
+# Who may draw from which split: the attacker never sees the owner's images, nobody trains or chooses on test, and an
+# attack that states no data gets none.
 ALLOWED = {
     "owner": ("owner", "validation"),
     "attacker": ("attacker", "validation"),
+    "outsider": (),
     "judge": ("owner", "attacker", "validation", "test"),
 }
 
