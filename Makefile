@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/python -m bench method=neuralmark attack=prune
-	$(BIN)/python -m bench.report method=neuralmark attack=prune
+	$(BIN)/python -m bench.report
 
 test: .venv/installed
 	$(BIN)/ruff check .

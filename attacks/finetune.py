@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import spec
 from bench.train import Fit
-from bench.types import Attack, ConfigError, Snapshot, Victim
+from bench.types import Attack, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Finetune(Attack):
     re-initialised first. transfer: a conf/data node to train on instead, with a new head for its classes
     (NeuralMark's setting): utility is then that data set's and damage is undefined.
     """
+
+    needs_data = True
 
     mode: str
     optimizer: str
@@ -35,13 +37,11 @@ class Finetune(Attack):
         spec.choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
         spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
         spec.at_least("attack.epochs", self.epochs, 1)
-        if self.data == "none":
-            raise ConfigError("attack=finetune needs data: attack.data=attacker")
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         model, task, seed = copy.deepcopy(victim.model), victim.task, int(rng.integers(2**62))
-        if self.transfer is not None:
-            task = task.transfer(self.transfer)
+        if victim.other is not None:
+            task = victim.other
             model = task.adopt(model, victim.task, seed)
         elif self.mode.startswith("rt"):
             model = task.new_head(model, seed)
@@ -55,4 +55,4 @@ class Finetune(Attack):
             "warmup": 0.0,
         }
         for epoch in fit.epochs(model, task, only=only, **schedule):
-            yield Snapshot("epoch", epoch, model, data=self.transfer)
+            yield Snapshot("epoch", epoch, model, moved=victim.other is not None, continues=epoch > 1)

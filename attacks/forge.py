@@ -30,6 +30,8 @@ class Forge(Attack):
     the first t for each t in `tries`.
     """
 
+    needs = ("weights", "method", "layer")
+
     steps: list[int]
     lr: float
     tries: list[int]
@@ -52,7 +54,7 @@ class Forge(Attack):
         else:
             yield Snapshot("flip", None, model, claim=flipped(model, method, key))
             for steps, claim in learned(model, method, key, sorted(self.steps), self.lr):
-                yield Snapshot("learn", steps, model, claim=claim)
+                yield Snapshot("learn", steps, model, claim=claim, continues=steps > min(self.steps))
         best, least = key, 2.0
         for count in range(1, max(self.tries) + 1):
             claim = method.keygen(model, rng)
@@ -60,23 +62,24 @@ class Forge(Attack):
             if error < least:
                 best, least = claim, error
             if count in self.tries:
-                yield Snapshot("tries", count, model, claim=best)
+                yield Snapshot("tries", count, model, claim=best, continues=count > min(self.tries))
 
 
 @torch.no_grad()
 def flipped(model: nn.Module, method: Method, key: Key) -> Key:
-    """Negate, in each float secret with a dimension of n, the slices whose bits come out wrong."""
-    wrong = (method.logits(model, key).cpu() > 0) != key.message
-    sign = torch.where(wrong, -1.0, 1.0)
+    """Negate the slices of a float secret whose bits come out wrong, along the dimension of n that helps most."""
 
-    def negated(x: torch.Tensor) -> torch.Tensor:
-        if not x.is_floating_point() or key.n_bits not in x.shape:
-            return x
-        shape = [1] * x.dim()
-        shape[list(x.shape).index(key.n_bits)] = key.n_bits
-        return x * sign.view(shape)
+    def wrong(claim: Key) -> torch.Tensor:
+        return (method.logits(model, claim).cpu() > 0) != claim.message
 
-    return replace(key, secret={name: negated(x) for name, x in key.secret.items()})
+    sign = torch.where(wrong(key), -1.0, 1.0)
+    claims = [key]
+    for name, x in key.secret.items():
+        for dim in range(x.dim() if x.is_floating_point() else 0):
+            if x.shape[dim] == key.n_bits:
+                shape = [key.n_bits if d == dim else 1 for d in range(x.dim())]
+                claims.append(replace(key, secret={**key.secret, name: x * sign.view(shape)}))
+    return min(claims, key=lambda claim: int(wrong(claim).sum()))
 
 
 def learned(model: nn.Module, method: Method, key: Key, checkpoints: list[int], lr: float) -> Iterator[tuple[int, Key]]:

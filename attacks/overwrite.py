@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import spec
 from bench.train import Fit
-from bench.types import Attack, ConfigError, Snapshot, Victim
+from bench.types import Attack, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class Overwrite(Attack):
     factors: multiples of the method's own lambda_; lrs: learning rates; epochs on the attacker's data each. One
     attacker's key serves the whole grid, so that its points differ in strength alone.
     """
+
+    needs = ("weights", "method", "layer")
+    needs_data = True
 
     factors: list[float]
     lrs: list[float]
@@ -32,8 +35,6 @@ class Overwrite(Attack):
         spec.increasing("attack.lrs", self.lrs, 1e-9, 1e3)
         spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
         spec.at_least("attack.epochs", self.epochs, 1)
-        if self.data == "none":
-            raise ConfigError("attack=overwrite needs data to embed with: attack.data=attacker")
 
     def skip(self, victim: Victim) -> str | None:
         return None if victim.method.marks else "the method embeds nothing that could be overwritten"

@@ -29,7 +29,9 @@ class Prune(Attack):
     criterion: str
     scope: str
     finetune_after: int
+    optimizer: str
     lr: float
+    weight_decay: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,6 +41,7 @@ class Prune(Attack):
         spec.at_least("attack.finetune_after", self.finetune_after, 0)
         if self.scope == "marked" and not {"layer", "key"} & set(self.knows):
             raise ConfigError("attack.scope=marked needs to know the layer: attack.knows=[weights,layer]")
+        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
         if self.finetune_after and self.data == "none":
             raise ConfigError("attack.finetune_after needs data: attack.data=attacker")
 
@@ -67,7 +70,9 @@ class Prune(Attack):
                     victim.task,
                     step=lambda _, held=held, keep=keep: [w.mul_(keep[n]) for n, w in held.items()],
                     epochs=self.finetune_after,
+                    optimizer=self.optimizer,
                     lr=self.lr,
+                    weight_decay=self.weight_decay,
                     schedule="constant",
                     warmup=0.0,
                 )

@@ -7,18 +7,20 @@ a mismatch is reported and built again. Only safetensors and JSON are read: no p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from bench import spec, store
 from bench.types import UserError
@@ -91,6 +93,9 @@ def cached(
                     say(f"cache: {stage}/{address} is corrupt ({error}); making it again")
                     shutil.rmtree(path)
             return _publish(path, identity, build)
+    except SafetensorError as error:
+        # safetensors reports a full disk as an error of its own, without an errno.
+        raise UserError(f"cannot write {path}: {error}; nothing was left half-written") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {path}; nothing was left half-written") from error
@@ -99,14 +104,18 @@ def cached(
         raise
 
 
-def _locked(path: Path, stage: str, address: str, say: Callable[[str], None]) -> FileLock:
+@contextlib.contextmanager
+def _locked(path: Path, stage: str, address: str, say: Callable[[str], None]) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0.2)
     except Timeout:
         say(f"waiting for another process that makes {stage}/{address}")
         lock.acquire()
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]) -> Entry:

@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> str:
         terminal.say(f"\n[{HydraConfig.get().job.num + 1}] {title}")
     outcome = job(cfg, terminal.say)
     if outcome.rows:
-        terminal.table(outcome.rows, cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage)
+        terminal.table(outcome.rows, cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage, outcome.boundary)
     if outcome.status == "failed":
         terminal.say(f"error: {outcome.message}")
     elif outcome.path is not None:

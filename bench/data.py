@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,8 +60,11 @@ class Data:
     train_limit: int | None
     test_limit: int | None
 
-    # What does not change the pixels or the splits of the same content.
-    located: ClassVar[tuple[str, ...]] = ("label", "path", "root")
+    # Where the content lies and how it was read: told by its digest already.
+    located: ClassVar[tuple[str, ...]] = (
+        *("label", "path", "root", "dataset", "image_size"),
+        *("train", "test", "image_column", "label_column"),
+    )
 
     def __post_init__(self) -> None:
         for name in ("validation", "attacker"):
@@ -193,7 +196,8 @@ class ImageFolder(Data):
 class Parquet(Data):
     """Local parquet files in the Hugging Face layout: an image column {bytes, path}, a label column.
 
-    `train` and `test` are globs below `path` (no match for `test`: `validation` files, else a held-out fifth).
+    `train` and `test` are patterns of file names or paths below `path`; where nothing matches the default of `test`,
+    `validation*` files are, else a fifth of the training set is held out.
     Column names are found when None. Class names come from the metadata, else they are the values.
     """
 
@@ -205,10 +209,19 @@ class Parquet(Data):
 
     def _files(self) -> tuple[list[Path], list[Path]]:
         root = _existing(self.path, "data.path")
-        train = sorted(root.rglob(self.train))
-        if not train:
-            raise ConfigError(f"data.path={self.path}: no file matches data.train={self.train!r}")
-        return train, sorted(root.rglob(self.test)) or sorted(root.rglob("validation*.parquet"))
+        files = sorted(root.rglob("*.parquet"))
+
+        def matching(pattern: str) -> list[Path]:
+            return [p for p in files if fnmatch(p.name, pattern) or fnmatch(str(p.relative_to(root)), pattern)]
+
+        train, test = matching(self.train), matching(self.test)
+        if not train or (not test and self.test != "test*"):
+            name = "test" if train else "train"
+            raise ConfigError(f"data.path={self.path}: no parquet file matches data.{name}={getattr(self, name)!r}")
+        test = test or matching("validation*")
+        if both := set(train) & set(test):
+            raise ConfigError(f"{min(both)} matches both data.train and data.test: train and test must be apart")
+        return train, test
 
     def source(self) -> dict[str, Any]:
         train, test = self._files()
@@ -251,7 +264,7 @@ class Parquet(Data):
             raise UserError(f"{train_files[0]} is no parquet file: {str(error).splitlines()[0]}") from error
         image, label = self._columns(schema)
         images, values = part(train_files)
-        classes = _class_names(schema, label) or sorted(map(str, set(values)))
+        classes = _class_names(schema, label) or list(map(str, sorted(set(values))))
         index = _label_index(values, classes, label)
         if not test_files:
             return _hold_out(images, index(values), classes, 0.2)
@@ -270,15 +283,15 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
 
 def _label_index(values: list, classes: list[str], label: str) -> Callable[[list], Tensor]:
     """Labels to int64: as they are where they already index the names, else by name."""
-    if all(isinstance(v, int) for v in values) and min(values) >= 0 and max(values) < len(classes):
-        return torch.tensor
-    place = {name: i for i, name in enumerate(classes)}
+    indexing = all(isinstance(v, int) for v in values) and min(values) >= 0 and max(values) < len(classes)
+    place: dict[Any, int] = {i if indexing else name: i for i, name in enumerate(classes)}
 
     def index(values: list) -> Tensor:
         try:
-            return torch.tensor([place[str(v)] for v in values])
+            return torch.tensor([place[v if indexing else str(v)] for v in values])
         except KeyError as error:
-            raise UserError(f"label {error} in column {label!r} is none of the {len(classes)} classes") from error
+            known = f"none of the {len(classes)} classes of the training set"
+            raise UserError(f"label {error} in column {label!r} is {known} (-1 is often: unlabelled)") from error
 
     return index
 
@@ -320,7 +333,7 @@ def _decode_all(reads: list[Callable[[], bytes]], names: list[str], size: int | 
         return np.asarray(image)
 
     with ThreadPoolExecutor() as pool:
-        arrays = list(pool.map(one, zip(reads, names, strict=True), chunksize=256))
+        arrays = list(pool.map(one, zip(reads, names, strict=True)))
     shapes = {a.shape for a in arrays}
     if len(shapes) > 1 or next(iter(shapes))[0] != next(iter(shapes))[1]:
         raise ConfigError("the images are not all of one square size: set data.image_size=32 (or another)")
@@ -335,7 +348,7 @@ def _hold_out(images: Tensor, labels: Tensor, classes: list[str], fraction: floa
 
 @dataclass(frozen=True)
 class Images:
-    """A decoded data set: facts at once, tensors when they are first asked for."""
+    """A decoded data set: its facts; `load_tensors` reads the rest."""
 
     data: Data
     entry: Entry
@@ -344,9 +357,13 @@ class Images:
     def identity(self) -> dict[str, Any]:
         return self.data.identity(self.entry.meta["sha256"]["images.safetensors"])
 
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        return load_file(self.entry.path / "images.safetensors")
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """train, train_labels, test, test_labels of a decoded data set, in memory of their own.
+
+    Copied: a file that is truncated while it is mapped kills the process that reads it (SIGBUS).
+    """
+    return {k: v.clone() for k, v in load_file(folder / "images.safetensors").items()}
 
 
 def open_images(data: Data, cache: str | Path, say: Callable[[str], None] = lambda line: None) -> Images:
@@ -392,7 +409,9 @@ def split_indices(data: Data, n_train: int, n_test: int) -> dict[str, Tensor]:
     attacker = round((len(order) - validation) * data.attacker)
     parts = order.tensor_split([validation, validation + attacker])
     splits = dict(zip(("validation", "attacker", "owner"), parts, strict=True))
-    splits["test"] = torch.arange(min(n_test, data.test_limit or n_test))
+    # Files are often sorted by class: a part of the test set is drawn, not cut off.
+    chosen = np.random.default_rng(data.split_seed).permutation(n_test)[: data.test_limit or n_test]
+    splits["test"] = torch.from_numpy(np.sort(chosen))
     if empty := [name for name in ("owner", "attacker", "test") if not len(splits[name])]:
         raise ConfigError(f"data: the {empty[0]} split is empty ({n_train} training images); change data.*")
     return splits

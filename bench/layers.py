@@ -44,7 +44,7 @@ def show(overrides: list[str]) -> None:
     model = run.fresh(x)
     taken = {name: _takes(other, model) for name, other in others.items()}
     outside = set(layers.weights(model)) - set(layers.candidates(model))
-    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("")
     table.add_column("layer", overflow="fold")

@@ -101,6 +101,7 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     skipped, failed   from the row's status
     control           the host under the owner's key ("FALSE ALARM" if it detects)
     unmarked          there is no message to look for
+    not embedded      the victim does not verify before any attack: what follows says nothing about attacks
     survived          the owner's mark is detected
     removed           it is not, and the model still works (damage <= max_damage)
     destroyed         the mark (or the owner's sole claim) is gone, but so is the model (damage > max_damage)
@@ -112,6 +113,8 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
         return str(row["status"])
     if missing(row["detected"]):
         return "unmarked"
+    if row["knob"] == "none" and not bool(row["detected"]):
+        return "not embedded"
     owner, claim = bool(row["detected"]), not missing(row["claim_detected"]) and bool(row["claim_detected"])
     if row["knob"] == "host":
         return "FALSE ALARM" if owner else "control"

@@ -184,12 +184,21 @@ def _small_stem(net: nn.Module, name: str) -> None:
     elif hasattr(net, "pre_logits") and hasattr(net, "features"):  # timm's VGG
         width = net.pre_logits.fc1.in_channels
         net.pre_logits, net.head.fc = nn.Identity(), nn.Linear(width, net.head.fc.out_features)
-    elif isinstance(getattr(net, "conv_stem", None), nn.Conv2d):  # timm's MobileNet, EfficientNet
-        net.conv_stem.stride = (1, 1)
-    elif isinstance(getattr(getattr(net, "stem", None), "conv", None), nn.Conv2d):  # timm's RegNet
-        net.stem.conv.stride = (1, 1)
+    elif hasattr(net, "avgpool") and hasattr(net, "features") and name.startswith("vgg"):  # torchvision's VGG
+        last = [m for m in net.features if isinstance(m, nn.Conv2d)][-1]
+        classes = net.classifier[-1].out_features
+        net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(last.out_channels, classes)
+    elif (first := _striding(net)) is not None:  # MobileNet, EfficientNet, RegNet of either package
+        first.stride = (1, 1)
     else:
         raise ConfigError(f"model.stem=small: {name} has no stem to exchange; use model.stem=imagenet")
+
+
+def _striding(net: nn.Module) -> nn.Conv2d | None:
+    """The convolution that a stem begins with, where it is the usual 3x3 of stride 2."""
+    part = next((getattr(net, name) for name in ("conv_stem", "stem", "features") if hasattr(net, name)), None)
+    first = next((m for m in part.modules() if isinstance(m, nn.Conv2d)), None) if part is not None else None
+    return first if first is not None and first.kernel_size == (3, 3) and first.stride == (2, 2) else None
 
 
 def head_name(net: nn.Module, num_classes: int) -> str:

@@ -126,15 +126,19 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
         return "resisted", "good"
     name, digits = unit(ok["utility_name"].iloc[0])
     point = [ok["knob"], ok["strength"].fillna(-1)]
-    for verdict in ("overwritten", "ambiguous", "removed", "lost"):
-        hits = ok["damage"][ok["verdict"] == verdict].groupby(point)
-        if len(hits) and verdict in ("ambiguous", "lost"):
-            return {"lost": "lost (new task)"}.get(verdict, verdict), "warn"
-        if len(hits):
-            at = hits.mean().fillna(math.inf).idxmin()
-            k, n = hits.size()[at], ok.groupby(point).size()[at]
-            part = f" ({k}/{n} seeds)" if k < n else ""
-            return f"{verdict} at {hits.mean()[at]:.{digits}f} {name}{part}", "bad"
+    gone = ok[ok["verdict"].isin(["removed", "overwritten"])]
+    if len(gone):  # the owner's mark is lost either way: what counts is the least damage
+        hits = gone["damage"].groupby(point)
+        at = hits.mean().idxmin()
+        verdict = gone.loc[hits.groups[at], "verdict"].iloc[0]
+        k, n = hits.size()[at], ok.groupby(point).size()[at]
+        part = f" ({k}/{n} seeds)" if k < n else ""
+        return f"{verdict} at {hits.mean()[at]:.{digits}f} {name}{part}", "bad"
+    for verdict, text in (("ambiguous", "ambiguous"), ("lost", "lost (new task)")):
+        if (ok["verdict"] == verdict).any():
+            return text, "warn"
+    if "failed" in set(g["status"]):  # what was not tried cannot have been survived
+        return "failed", "failed"
     alive = ok["ber"][ok["verdict"] == "survived"].groupby(point).mean()
     return f"survived ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'})", "good"
 

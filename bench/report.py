@@ -87,7 +87,7 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     """All rows, labelled so that (method_label, attack_label, model, data) is one configuration; with verdicts.
 
     Adds damage, fidelity and verdict. Of two files of one configuration and seed the newest counts. Verdicts are
-    the protocol's, but a victim that does not verify before any attack is "not embedded": nothing was removed.
+    the protocol's (bench.metrics.verdict).
     """
     newest: dict[tuple, int] = {}
     for i in sorted(range(len(runs)), key=lambda i: str([row["created_at"] for row in runs[i]["rows"]])):
@@ -105,8 +105,6 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     df["damage"] = pd.to_numeric(pd.Series([metrics.damage(row) for row in rows], dtype=object))
     df["fidelity"] = df["utility_host"] - df["utility_victim"]
     df["verdict"] = [metrics.verdict(row, row["goal"], row["max_damage"]) for row in rows]
-    gone = (df["knob"] == "none") & df["verdict"].isin(["removed", "lost", "destroyed"])
-    df.loc[gone, "verdict"] = "not embedded"
     return df
 
 
@@ -343,8 +341,8 @@ def selected(runs: list[dict], filters: Iterable[str]) -> list[dict]:
     return runs
 
 
-def report(args: argparse.Namespace) -> None:
-    """Write and print everything. Raises UserError for what the user can mend."""
+def report(args: argparse.Namespace) -> bool:
+    """Write and print everything; False when a control failed. Raises UserError for what the user can mend."""
     from rich.console import Console
 
     for name in (formats := args.formats.split(",")):
@@ -369,10 +367,11 @@ def report(args: argparse.Namespace) -> None:
         for table in tables:
             show(table, console)
         console.print(f"{legend}\n")
-    if (df["verdict"] == "FALSE ALARM").any():
+    if alarm := bool((df["verdict"] == "FALSE ALARM").any()):
         print("warning: INVALID: an unmarked host verifies under its owner's key", file=sys.stderr)
     for path in [*(out / "tables" / name for name in texts), *figures]:
         console.print(min(str(path), os.path.relpath(path), key=len), soft_wrap=True)
+    return not alarm
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -387,11 +386,10 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±" gets a "?", not a traceback
     try:
-        report(args)
+        return 0 if report(args) else 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
-    return 0
 
 
 if __name__ == "__main__":

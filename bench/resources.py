@@ -1,12 +1,32 @@
-"""Peak memory of one point: of the device where there is a GPU, else of this process."""
+"""What one point costs: seconds, and peak memory of the GPU where there is one, else of this process."""
 
 from __future__ import annotations
 
 import contextlib
 import resource
+import time
 from pathlib import Path
 
 import torch
+
+
+def start(device: torch.device) -> float:
+    """Begin a measurement: the device has finished what came before, the memory's high-water mark is reset."""
+    settle(device)
+    reset_peak(device)
+    return time.perf_counter()
+
+
+def stop(device: torch.device, started: float) -> tuple[float, float]:
+    """(seconds, peak MiB) since `start`, everything finished."""
+    settle(device)
+    return round(time.perf_counter() - started, 3), peak_mb(device)
+
+
+def settle(device: torch.device) -> None:
+    """Wait for the device: CUDA kernels are launched, not awaited."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def reset_peak(device: torch.device) -> None:

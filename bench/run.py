@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,21 +46,38 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Options:
+    """The options that belong to no group: see conf/config.yaml."""
+
+    seed: int
+    device: str
+    threads: int | None
+    results_dir: str
+    force: bool
+    debug: bool
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How a job ended: done, cached, skipped or failed; rows, the run file, and an exit status."""
+    """How a job ended: done, cached, skipped or failed; rows, the run file, an exit status, the method's boundary."""
 
     status: str
     rows: list[Row]
     path: Path | None = None
     message: str = ""
     code: int = 0
+    boundary: float | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A configuration with every node built and checked: what a run is a function of."""
+    """A configuration with every node built and checked: what a run is a function of.
+
+    `other` is the data set that the attack moves to, if it names one.
+    """
 
     cfg: DictConfig
+    options: Options
     method: Method
     attack: Attack
     model: models.Model
@@ -68,13 +85,17 @@ class Experiment:
     train: Train
     verify: Verify
     task: Task
+    other: Task | None
     device: torch.device
-    seed: int
     say: Callable[[str], None]
 
     @property
+    def seed(self) -> int:
+        return self.options.seed
+
+    @property
     def results(self) -> Path:
-        return Path(self.cfg.results_dir)
+        return Path(self.options.results_dir)
 
     @cached_property
     def host_identity(self) -> dict[str, Any]:
@@ -103,6 +124,8 @@ class Experiment:
             "version": self.attack.version,
             **spec.canonical(self.attack),
         }
+        if self.other is not None:
+            attack["transfer"] = self.other.identity  # by content, not by place
         everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
         run_id = spec.digest(everything)
         everything.pop("seed")
@@ -112,20 +135,20 @@ class Experiment:
 
     def row(self, knob: str, **values: Any) -> Row:
         run_id, config_hash = self.hashes()
-        return Row(
-            run_id=run_id,
-            method=spec.kind(self.method),
-            attack=spec.kind(self.attack),
-            model=self.model.title,
-            data=self.data.name,
-            seed=self.seed,
-            knob=knob,
-            device=device_name(self.device),
-            config_hash=config_hash,
-            commit=commit(),
-            created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **values,
-        )
+        facts = {
+            "run_id": run_id,
+            "method": spec.kind(self.method),
+            "attack": spec.kind(self.attack),
+            "model": self.model.title,
+            "data": self.data.name,
+            "seed": self.seed,
+            "knob": knob,
+            "device": device_name(self.device),
+            "config_hash": config_hash,
+            "commit": commit(),
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        return Row(**{**facts, **values})
 
 
 def silent(line: str) -> None:
@@ -134,16 +157,24 @@ def silent(line: str) -> None:
 
 def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
     """Build and check every node before anything costs time. Raises ConfigError or UserError."""
-    node = {name: spec.build(cfg.get(name), name) for name in ("method", "attack", "model", "data", "train", "verify")}
+    names = [f.name for f in fields(Options)]
+    options = spec.build({"_target_": "bench.run.Options", **{name: cfg.get(name) for name in names}}, "")
+    groups = ("method", "attack", "model", "data", "train", "verify")
+    node = {name: spec.build(cfg.get(name), name) for name in groups}
     task = spec.build(cfg.task, "task")
-    device = pick_device(cfg.device)
-    if cfg.get("threads"):
-        torch.set_num_threads(cfg.threads)
+    device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     # cuBLAS reads this when the first handle is made; without it matrix products refuse to be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    opened = task.open(node["data"], Path(cfg.results_dir) / "cache", device, say)
-    return Experiment(cfg=cfg, task=opened, device=device, seed=int(cfg.seed), say=say, **node)
+    node["train"] = node["train"].resolved(device)
+    opened, other = task.open(node["data"], Path(options.results_dir) / "cache", device, say), None
+    if (transfer := getattr(node["attack"], "transfer", None)) is not None:
+        if not isinstance(transfer, dict):
+            raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")
+        other = opened.transfer(transfer)
+    return Experiment(cfg=cfg, options=options, task=opened, other=other, device=device, say=say, **node)
 
 
 def host(x: Experiment) -> cache.Entry:
@@ -151,11 +182,8 @@ def host(x: Experiment) -> cache.Entry:
 
     def build(folder: Path) -> dict[str, Any]:
         x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
-        resources.reset_peak(x.device)
-        model = owner_fit(x)(fresh(x), x.task.view("owner"))
-        peak = resources.peak_mb(x.device)
-        save_model(model, str(folder / "model.safetensors"))
-        return {"utility": x.task.utility(model), "peak_mb": peak}
+        model = fresh(x)
+        return make(x, folder, lambda: owner_fit(x)(model, x.task.view("owner")))[1]
 
     return cache.cached(x.results / "cache", "host", x.host_identity, build, x.say)
 
@@ -171,15 +199,11 @@ def mark(x: Experiment) -> cache.Entry:
         if not scratch:
             load_weights(model, host(x).path)
         x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {', '.join(key.where)}")
-        resources.reset_peak(x.device)
-        model = x.method.embed(model, key, x.task.view("owner"), owner_fit(x))
-        peak = resources.peak_mb(x.device)
+        model, measured = make(x, folder, lambda: x.method.embed(model, key, x.task.view("owner"), owner_fit(x)))
         save_key(key, folder / "key.safetensors", spec.kind(x.method), x.method.version)
         soft = x.method.extract(model, key, x.task.view("owner")).cpu()
         error, weakest = metrics.ber(soft, key.message), metrics.weakest(soft, key.message)
-        save_model(model, str(folder / "model.safetensors"))
         x.say(f"mark: BER {error:.4g}, the weakest bit is read at {weakest:.3f} (0.5: undecided, 1: certain)")
-        measured = {"utility": x.task.utility(model), "peak_mb": peak}
         return measured | {"ber": error, "weakest": weakest, "n_bits": key.n_bits}
 
     entry = cache.cached(x.results / "cache", "mark", x.mark_identity, build, x.say)
@@ -189,6 +213,16 @@ def mark(x: Experiment) -> cache.Entry:
             f"{entry['n_bits']} bits are wrong; raise train.epochs or the method's strength"
         )
     return entry
+
+
+def make(x: Experiment, folder: Path, train: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
+    """Train a stage's network, save it, measure it: utility, and what training alone cost."""
+    started = resources.start(x.device)
+    model = train()
+    seconds, peak = resources.stop(x.device, started)
+    save_model(model, str(folder / "model.safetensors"))
+    cost = {"seconds": seconds, "peak_mb": peak, "device": device_name(x.device)}
+    return model, {"utility": x.task.utility(model), **cost}
 
 
 def fresh(x: Experiment) -> nn.Module:
@@ -218,17 +252,16 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
     utility = {"utility_host": unmarked["utility"], "utility_victim": entry["utility"]}
     if x.method.marks:
         key = load_key(entry.path / "key.safetensors")
-        plain = load_weights(fresh(x), unmarked.path)
-        control = Snapshot("host", None, plain)
-        yield measure(x, control, key, {**utility, "utility": unmarked["utility"]}, *cost(unmarked))
-    first = Snapshot("none", None, victim_model)
-    yield measure(x, first, key, {**utility, "utility": entry["utility"]}, *cost(entry))
+        control = Snapshot("host", None, load_weights(fresh(x), unmarked.path))
+        yield measure(x, control, key, utility | cost(unmarked))
+    yield measure(x, Snapshot("none", None, victim_model), key, utility | cost(entry))
 
     privileged = {"layer", "key"} & set(x.attack.knows)
     victim = Victim(
         victim_model,
         x.method,
         x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
+        other=x.other.view("attacker") if x.other else None,
         where=key.where if key and privileged else None,
         key=key if "key" in x.attack.knows else None,
     )
@@ -238,26 +271,26 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
     name = spec.kind(x.attack)
     fit = Fit(x.train, spec.derive(x.attack.seed, "attack", name, "fit"), may_diverge=True)
     steps = x.attack.run(victim, rng(x.attack.seed, "attack", name), fit)
+    seconds = 0.0
     while True:
-        started = time.perf_counter()
-        resources.reset_peak(x.device)
+        started = resources.start(x.device)
         snapshot = next(steps, None)
         if snapshot is None:
             return
-        seconds, peak = time.perf_counter() - started, resources.peak_mb(x.device)
+        took, peak = resources.stop(x.device, started)
         if snapshot.skipped:
             yield x.row(snapshot.knob, strength=snapshot.strength, status="skipped", error=snapshot.skipped, **utility)
             continue
-        untouched = snapshot.model is victim_model
-        known = {**utility, "utility": entry["utility"]} if untouched else utility
-        row = measure(x, snapshot, key, known, seconds, peak)
+        seconds = round(took + (seconds if snapshot.continues else 0.0), 3)
+        known = {"utility": entry["utility"]} if snapshot.model is victim_model else {}
+        row = measure(x, snapshot, key, {**utility, **known, "seconds": seconds, "peak_mb": peak})
         x.say(f"  {snapshot.knob} {'' if snapshot.strength is None else f'{snapshot.strength:g}'}: {_brief(row)}")
         yield row
 
 
-def cost(entry: cache.Entry) -> tuple[float, float]:
-    """Seconds and MiB it took to make a stage, whenever that was."""
-    return entry.meta["seconds"], entry["peak_mb"]
+def cost(entry: cache.Entry) -> dict[str, Any]:
+    """Utility of a stage and what it cost to make, whenever and wherever that was."""
+    return {name: entry[name] for name in ("utility", "seconds", "peak_mb", "device")}
 
 
 def _brief(row: Row) -> str:
@@ -266,21 +299,14 @@ def _brief(row: Row) -> str:
     return f"{owner}{claim}{row.utility_name} {row.utility:.2f}"
 
 
-def measure(
-    x: Experiment, snapshot: Snapshot, key: Key | None, utility: dict[str, float], seconds: float, peak_mb: float
-) -> Row:
-    """One row: owner's bits, the claim's if there is one, and utility (measured unless `utility` has it)."""
+def measure(x: Experiment, snapshot: Snapshot, key: Key | None, known: dict[str, Any]) -> Row:
+    """One row: the owner's bits, the claim's if there is one, and utility, unless it is `known` already."""
+    values = {"utility_name": x.task.utility_name, **known}
     task = x.task
-    values: dict[str, Any] = dict(utility)
-    values["utility_name"] = task.utility_name
-    if snapshot.data is not None:
-        # Moved to other data: utility is that data set's, and there is no victim or host to compare with.
-        task = x.task.transfer(snapshot.data)
-        values |= {
-            "utility_name": f"{task.utility_name}@{task.name}",
-            "utility_victim": None,
-            "utility_host": None,
-        }
+    if snapshot.moved:
+        # Utility is now the other data set's, and there is no victim or host to compare with.
+        task = x.other
+        values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
     if "utility" not in values:
         values["utility"] = task.utility(snapshot.model)
     if key is not None:
@@ -289,7 +315,7 @@ def measure(
     if snapshot.claim is not None:
         error, log10_p, ok = judge(x, snapshot.model, snapshot.claim)
         values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
-    return x.row(snapshot.knob, strength=snapshot.strength, seconds=round(seconds, 3), peak_mb=peak_mb, **values)
+    return x.row(snapshot.knob, strength=snapshot.strength, **values)
 
 
 def judge(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool]:
@@ -304,8 +330,8 @@ def run(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
     x = prepare(cfg, say)
     run_id, _ = x.hashes()
     path = store.run_path(x.results, spec.kind(x.method), spec.kind(x.attack), run_id)
-    if not cfg.force and (rows := finished(path, say)):
-        return Outcome("skipped" if skip_reason(rows) else "cached", rows, path, skip_reason(rows))
+    if not x.options.force and (rows := finished(path, say)):
+        return concluded(x, "cached", rows, path)
     rows: list[Row] = []
     try:
         for row in attack_rows(x):
@@ -317,7 +343,16 @@ def run(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
             write(x, path, rows)
         raise
     write(x, path, rows)
-    return Outcome("skipped" if skip_reason(rows) else "done", rows, path, skip_reason(rows))
+    return concluded(x, "done", rows, path)
+
+
+def concluded(x: Experiment, status: str, rows: list[Row], path: Path) -> Outcome:
+    """The outcome of a run that went through; a control that detects is a failed benchmark all the same."""
+    if any(row.knob == "host" and row.detected for row in rows):
+        why = "control failed: the unmarked host verifies under the owner's key, so no verdict of this run holds"
+        return Outcome("failed", rows, path, why, code=1, boundary=x.method.boundary)
+    reason = skip_reason(rows)
+    return Outcome("skipped" if reason else status, rows, path, reason, boundary=x.method.boundary)
 
 
 def skip_reason(rows: list[Row]) -> str:

@@ -65,15 +65,16 @@ def target(node: DictConfig | dict, where: str) -> type:
 def build(node: DictConfig | dict, where: str) -> Any:
     """A node as the frozen dataclass it names. Raises ConfigError in one line."""
     cls = target(node, where)
+    at = f"{where}." if where else ""
     names = [f.name for f in fields(cls) if f.init]
     node = OmegaConf.create(node) if isinstance(node, dict) else node
     try:
         values = {k: v for k, v in OmegaConf.to_container(node, resolve=True).items() if k != "_target_"}
         if unknown := sorted(set(values) - set(names)):
-            raise ConfigError(f"{where}.{unknown[0]}: no such key; {near(unknown[0], names)}")
+            raise ConfigError(f"{at}{unknown[0]}: no such key; {near(unknown[0], names)}")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(values)))
     except OmegaConfBaseException as error:
-        key = f"{where}.{error.full_key}" if error.full_key else where
+        key = f"{at}{error.full_key}" if error.full_key else where
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}; valid keys: {', '.join(names)}") from error
 
 

@@ -12,8 +12,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def table(rows: list[Row], goal: str, alpha: float, max_damage: float) -> None:
-    """Rows of one run on stdout."""
+def table(rows: list[Row], goal: str, alpha: float, max_damage: float, boundary: float | None = None) -> None:
+    """Rows of one run on stdout; `boundary` is the p-value of the method's own paper, if it has one."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -21,7 +21,7 @@ def table(rows: list[Row], goal: str, alpha: float, max_damage: float) -> None:
     from rich.text import Text
 
     first = rows[0]
-    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     name = next((r.utility_name for r in rows if r.utility_name), "utility")
     claims = any(r.claim_ber is not None for r in rows)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1 if claims else 2, 0, 0))
@@ -43,11 +43,11 @@ def table(rows: list[Row], goal: str, alpha: float, max_damage: float) -> None:
         grid.add_row(row.knob.replace("lambda factor", "factor"), *cells, verdict)
     console.print(f"{first.method} on {first.model}, {first.data}, seed {first.seed}", style="bold")
     console.print(grid)
-    for line in notes(rows, goal, alpha):
+    for line in notes(rows, goal, alpha, boundary):
         console.print(line, style="dim", soft_wrap=False)
 
 
-def notes(rows: list[Row], goal: str, alpha: float) -> list[str]:
+def notes(rows: list[Row], goal: str, alpha: float, boundary: float | None = None) -> list[str]:
     """What a reader of the table must know beside it."""
     lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
     bits = next((row.n_bits for row in rows if row.n_bits), None)
@@ -55,6 +55,10 @@ def notes(rows: list[Row], goal: str, alpha: float) -> list[str]:
         need = metrics.matches_needed(bits, alpha)
         threshold = f"{need} of {bits} bits" if need is not None else f"more bits than {bits}"
         lines.append(f"detected: p <= {alpha:g}, {threshold}; host: unmarked, owner's key")
+    if bits and boundary and (need := metrics.matches_needed(bits, boundary)) is not None:
+        passed = sum(row.log10_p is not None and metrics.is_detected(row.log10_p, boundary) for row in rows)
+        read = sum(row.log10_p is not None for row in rows)
+        lines.append(f"the method's own boundary, {boundary:.1e} ({need} bits): {passed} of {read} rows pass")
     if goal == "forge" and bits:
         lines.append(f"key search: t tries reach p of about 1/t; alpha would need about {1 / alpha:.0e} tries")
     return lines

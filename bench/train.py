@@ -64,9 +64,13 @@ class Train:
             return self.gamma ** sum(step >= m * steps for m in self.milestones)
         return 1.0
 
+    def resolved(self, device: torch.device) -> Train:
+        """The same schedule with `auto` replaced by the precision it means on a device, which decides the weights."""
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+        return replace(self, precision=precision) if self.precision == "auto" else self
+
     def autocast(self, device: torch.device) -> torch.autocast:
-        wanted = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
-        return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.resolved(device).precision == "bfloat16")
 
 
 @dataclass(frozen=True)

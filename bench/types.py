@@ -51,14 +51,16 @@ class Key:
 class Victim:
     """The stolen model as its attacker sees it.
 
-    The method and its parameters are public (Kerckhoffs); `task` is the attacker's view of the data, which
-    refuses the owner's. `where` is filled only for an attack whose `knows` lists `layer` or `key`, and `key`
-    only for one that lists `key`: nothing else of the owner's secret can be reached from here.
+    The method and its parameters are public (Kerckhoffs), the key is not; `task` is the attacker's view of the data,
+    which refuses the owner's, and `other` another data set to move to, if the attack names one. `where` is filled only
+    for an attack whose `knows` lists `layer` or `key`, and `key` only for one that lists `key`: nothing else of the
+    owner's secret can be reached from here.
     """
 
     model: nn.Module
     method: Method
     task: Task
+    other: Task | None = None
     where: tuple[str, ...] | None = None
     key: Key | None = None
 
@@ -67,16 +69,17 @@ class Victim:
 class Snapshot:
     """One point on an attack's axis. The model may be overwritten once the next snapshot is drawn.
 
-    `claim` is the attacker's own key (overwrite, forge). `data` is set (a conf/data node) when the attacker moved
-    the model to another data set, on which its utility is then measured. `skipped` says why this point could not
-    be made.
+    `claim` is the attacker's own key (overwrite, forge). `moved`: the model now serves `victim.other`, on which its
+    utility is measured. `continues`: this point was made from the one before, whose cost is part of its own.
+    `skipped` says why this point could not be made.
     """
 
     knob: str
     strength: float | None
     model: nn.Module
     claim: Key | None = None
-    data: Any = None
+    moved: bool = False
+    continues: bool = False
     skipped: str = ""
 
 
@@ -107,11 +110,12 @@ class Method:
     A field `situation` says from where `embed` starts (Uchida et al., Sec. 3.2): with `scratch` it is handed a
     freshly initialised model, with anything else, and without such a field, the trained host. `version` enters the
     hash of everything embedded: raise it when the same configuration would give other weights. `marks` is False for
-    the one that carries no message.
+    the one that carries no message. `boundary` is the p-value that the method's own paper asks for, if it names one.
     """
 
     version: ClassVar[int] = 1
     marks: ClassVar[bool] = True
+    boundary: ClassVar[float | None] = None
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key | None:
         """A fresh message and secret for `host`, from `rng` alone. None: the method carries no message."""
@@ -142,9 +146,13 @@ class Attack:
     seed: the attacker's own randomness, independent of the owner's even where the number is the same.
     knows: what it is given: weights, outputs, method, layer, key.
     data: `attacker`, its own split of the training data, or `none`. Its budget are its own options (epochs, tries).
+    A field `transfer`, where an attack has one, is a conf/data node: that data set is handed over as `victim.other`.
     """
 
     version: ClassVar[int] = 1
+    # What the attack cannot do without: a configuration that claims to know less is refused.
+    needs: ClassVar[tuple[str, ...]] = ("weights",)
+    needs_data: ClassVar[bool] = False
 
     goal: str
     seed: int
@@ -158,6 +166,10 @@ class Attack:
         for item in self.knows:
             choice("attack.knows", item, ("weights", "outputs", "method", "layer", "key"))
         choice("attack.data", self.data, ("none", "attacker"))
+        if short := [item for item in self.needs if item not in self.knows]:
+            raise ConfigError(f"attack.knows must list {short[0]}: this attack uses it")
+        if self.needs_data and self.data == "none":
+            raise ConfigError("this attack trains: it needs attack.data=attacker")
 
     def skip(self, victim: Victim) -> str | None:
         """Why this attack cannot be made on this victim, or None."""

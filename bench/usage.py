@@ -122,6 +122,8 @@ def _explain(error: Exception, trial: list[str]) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([\w/@.]+)/([^'/]*)'", text):
         group, name = found[1].split("@")[0], found[2]
+        if group == "hydra/launcher":
+            return f"launcher={name} is not installed: pip install -e '.[{name}]'"
         known = options(group)
         return f"unknown {group} {name!r}; {near(name, known)}" if known else f"unknown group {group!r}"
     if found := re.search(r"Could not override '([\w.@/]+)'", text):

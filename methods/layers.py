@@ -36,9 +36,13 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     """Every convolution and linear weight by name, in the order of definition; tied ones once."""
     found, seen = {}, set()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[f"{name}.weight"] = module.weight
+        # torch's own attention keeps the three projections in one parameter without a module.
+        attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        carrier = isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention))
+        weight = getattr(module, attribute) if carrier else None
+        if weight is not None and id(weight) not in seen:
+            seen.add(id(weight))
+            found[f"{name}.{attribute}"] = weight
     return found
 
 
@@ -75,7 +79,11 @@ def choose(model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], i
     found = candidates(model)
     if pattern is not None:
         everything = weights(model)
-        found = {k: w for k, w in everything.items() if fnmatchcase(k, pattern) or fnmatchcase(k[:-7], pattern)}
+        found = {
+            k: w
+            for k, w in everything.items()
+            if fnmatchcase(k, pattern) or fnmatchcase(k.removesuffix(".weight"), pattern)
+        }
         if not found:
             names = [k.removesuffix(".weight") for k in everything]
             raise ConfigError(
@@ -99,6 +107,7 @@ def read(model: nn.Module, name: str) -> Tensor:
 
     Raises AttributeError when the model has no such weight.
     """
-    module = model.get_submodule(name.removesuffix(".weight"))
-    weight = module.weight() if callable(module.weight) else module.weight
+    module, _, attribute = name.rpartition(".")
+    weight = getattr(model.get_submodule(module), attribute)
+    weight = weight() if callable(weight) else weight  # a quantised module gives its weight by a call
     return (weight.dequantize() if weight.is_quantized else weight).float()

@@ -29,6 +29,8 @@ class Neuralmark(Regulariser):
     (a random message, nothing to recompute).
     """
 
+    boundary = 2.0**-128
+
     n_bits: int
     k: int
     rounds: int
@@ -45,9 +47,11 @@ class Neuralmark(Regulariser):
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
         """Message [n], secret `matrix` [k, n]. Raises ConfigError for a layer the filter would leave too little of."""
-        need = self.k * 2**self.rounds * (2 if self.rounds else 1)
+        unit = max(self.k, self.n_bits) if self.rounds else self.k
+        need = unit * 2**self.rounds * (2 if self.rounds else 1)
         # Each round keeps about half, more or less with the ones in the message: hence the factor 2.
-        what = f"weights (k={self.k} x 2^{self.rounds} filter rounds{' x 2' if self.rounds else ''})"
+        name = "k" if unit == self.k else "n_bits"
+        what = f"weights ({name}={unit} x 2^{self.rounds} filter rounds{' x 2' if self.rounds else ''})"
         name = layers.choose(host, self.layer, Tensor.numel, need, what)
         size = host.get_parameter(name).numel()
         while True:

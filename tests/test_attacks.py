@@ -148,16 +148,38 @@ def test_finetune_changes_only_what_its_mode_names(marked, mode):
 
 
 def test_finetune_on_other_data_gets_a_new_head_and_no_damage(results, tmp_path):
+    from PIL import Image
+
     from tests.conftest import tiny
 
-    cfg = tiny(results, "uchida", "finetune", "data@attack.transfer=digits", "attack.transfer.split_seed=7",
-               "attack.transfer.label=others")  # fmt: skip
+    # Two classes that any network tells apart: dark and bright noise.
+    draws = np.random.default_rng(0)
+    for part, n in (("train", 200), ("test", 40)):
+        for low, name in ((0, "dark"), (128, "bright")):
+            (tmp_path / "d" / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = draws.integers(low, low + 128, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "d" / part / name / f"{i}.png")
+    words = [
+        "data@attack.transfer=imagefolder",
+        f"attack.transfer.path={tmp_path / 'd'}",
+        "attack.transfer.label=light",
+    ]
+    cfg = tiny(results, "uchida", "finetune", *words, "attack.epochs=3")
+    x = run.prepare(cfg)
+    assert x.other.view("attacker").size("attacker") == 360  # all but validation
     rows = run.run(cfg).rows
     last = rows[-1]
-    assert last.utility_name == "top1@others"
+    assert last.utility_name == "top1@light"
     assert last.utility_victim is None
-    assert last.utility > 10
+    assert last.utility > 85  # of two classes, 50 is chance
     assert metrics.verdict(vars(last), "removal", 5.0) in ("survived", "lost")
+    # the same content elsewhere is the same run, other content is not
+    (tmp_path / "d").rename(tmp_path / "e")
+    moved = tiny(results, "uchida", "finetune", words[0], f"attack.transfer.path={tmp_path / 'e'}", "attack.epochs=3")
+    assert run.prepare(moved).hashes() == x.hashes()
+    (tmp_path / "e" / "train" / "dark" / "0.png").unlink()
+    assert run.prepare(moved).hashes() != x.hashes()
 
 
 def test_overwrite_reaches_its_own_mark_with_its_own_key(results):
@@ -182,6 +204,25 @@ def test_flipped_signs_forge_a_linear_reader(marked):
     claim = flipped(model, bound, key)
     assert metrics.ber(bound.extract(model, claim, None), claim.message) == 0
     assert not bound.accepts(claim)
+
+
+@pytest.mark.parametrize("k", [32, 64])
+def test_flipped_signs_find_the_dimension_of_the_bits(k):
+    """Also where the secret is square and both dimensions have n entries."""
+    from tests.test_methods import NEURALMARK, net
+
+    method, model = replace(NEURALMARK, k=k, n_bits=32, binding=False), net()
+    key = method.keygen(model, np.random.default_rng(1))
+    claim = flipped(model, method, key)
+    assert metrics.ber(method.extract(model, claim, None), key.message) == 0
+
+
+def test_torchs_attention_is_pruned_and_quantised_whole():
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    assert "self_attn.in_proj_weight" in layers.weights(layer)
+    assert sum(w.numel() for w in layers.weights(layer).values()) == sum(
+        p.numel() for p in layer.parameters() if p.dim() > 1
+    )
 
 
 def test_flipped_signs_break_the_hash_of_neuralmark(marked):

@@ -160,8 +160,24 @@ def test_seeds_share_a_config_hash_and_nothing_else(results):
     assert hashes("attack.seed=7")[1] == hashes("seed=1", "attack.seed=7")[1] != cell0
     for change in ("train.lr=0.02", "attack.scope=layer", "method.lambda_=0.5", "verify.alpha=0.001", "data.crop=1"):
         assert hashes(change)[1] != cell0, change
-    for same in ("debug=true", "device=cpu", f"results_dir={results}", "data.label=others", "model.label=x"):
+    for same in ("debug=true", "threads=1", f"results_dir={results}", "data.label=others", "model.label=x"):
         assert hashes(same) == (id0, cell0), same
+
+
+def test_a_detector_that_always_says_yes_fails_its_control(monkeypatch, results):
+    from methods.uchida import Uchida
+
+    monkeypatch.setattr(Uchida, "extract", lambda self, model, key, task: key.message.float())
+    outcome = run.job(tiny(results, "uchida", "none", "seed=9", "train.epochs=1", "method.n_bits=40"))
+    assert (outcome.status, outcome.code) == ("failed", 1)
+    assert "control failed" in outcome.message
+    assert run.job(tiny(results, "uchida", "none", "seed=9", "train.epochs=1", "method.n_bits=40")).code == 1
+
+
+def test_a_points_seconds_include_what_it_was_made_from(results):
+    rows = run.run(tiny(results, "uchida", "finetune", "attack.epochs=3", "force=true")).rows
+    seconds = [row.seconds for row in rows if row.knob == "epoch"]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
 
 
 def test_host_and_mark_are_shared_by_all_attacks_and_alpha(results):

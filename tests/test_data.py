@@ -44,6 +44,9 @@ def test_splits_are_disjoint_and_complete(n, validation, attacker, seed):
     assert sorted(i for part in parts for i in part) == list(range(n))
     assert len(splits["validation"]) == round(n * validation)
     assert splits["test"].tolist() == list(range(10))
+    few = data.split_indices(replace(d, test_limit=50), n, 1000)["test"]
+    assert len(set(few.tolist())) == 50
+    assert few.max() > 500  # drawn from all of it, not cut off
 
 
 def test_digits_are_the_default_eighty_twenty(results):
@@ -98,7 +101,10 @@ def parquet(tmp_path):
     def write(name: str, n: int, *, labels=None, image="img", label="label", names=("cat", "dog"), broken=None):
         cells = [{"bytes": b"no image" if i == broken else png(i), "path": f"{i}.png"} for i in range(n)]
         schema = pa.schema(
-            {image: pa.struct({"bytes": pa.binary(), "path": pa.string()}), label: pa.int64() if names else pa.string()}
+            {
+                image: pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+                label: pa.int64() if names is not None else pa.string(),
+            }
         )
         info = {"info": {"features": {label: {"names": list(names), "_type": "ClassLabel"}}}} if names else {}
         schema = schema.with_metadata({b"huggingface": json.dumps(info).encode()})
@@ -122,11 +128,13 @@ def test_parquet_layout(parquet, tmp_path):
     assert images.entry["classes"] == ["cat", "dog"]
     assert (images.entry["train"], images.entry["test"], images.entry["image_size"]) == (12, 4, 20)
     expected = np.asarray(Image.open(io.BytesIO(png(3)))).transpose(2, 0, 1)
-    assert (images.tensors["train"][3].numpy() == expected).all()
-    assert images.tensors["train_labels"][:4].tolist() == [0, 1, 0, 1]
-    mean = images.tensors["train"].double().mean((0, 2, 3))
+    assert (data.load_tensors(images.entry.path)["train"][3].numpy() == expected).all()
+    assert data.load_tensors(images.entry.path)["train_labels"][:4].tolist() == [0, 1, 0, 1]
+    mean = data.load_tensors(images.entry.path)["train"].double().mean((0, 2, 3))
     np.testing.assert_allclose(images.entry["mean"], mean, rtol=1e-9)
-    np.testing.assert_allclose(images.entry["std"], images.tensors["train"].double().std((0, 2, 3)), rtol=1e-3)
+    np.testing.assert_allclose(
+        images.entry["std"], data.load_tensors(images.entry.path)["train"].double().std((0, 2, 3)), rtol=1e-3
+    )
     assert len(said) == 1
     again, said = open_(node("parquet", path=root), tmp_path / "cache")
     assert said == []
@@ -147,8 +155,34 @@ def test_parquet_with_string_labels_other_columns_and_no_test(parquet, tmp_path)
     assert (images.entry["train"], images.entry["test"]) == (8, 2)
 
 
+def test_parquet_folders_named_after_their_split(parquet, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    parquet("train/0000.parquet", 6)
+    root = parquet("test/0000.parquet", 3)
+    images, _ = open_(node("parquet", path=root), tmp_path / "cache")
+    assert (images.entry["train"], images.entry["test"]) == (6, 3)
+    with pytest.raises(ConfigError, match=r"no parquet file matches data\.test='tset\*'"):
+        open_(node("parquet", path=root, test="tset*"), tmp_path / "cache")
+    with pytest.raises(ConfigError, match="train and test must be apart"):
+        open_(node("parquet", path=root, train="*"), tmp_path / "cache")
+
+
+def test_labels_out_of_range_are_not_silently_wrong(parquet, tmp_path):
+    parquet("train.parquet", 6)
+    root = parquet("test.parquet", 3, labels=[-1, 0, 1])
+    with pytest.raises(UserError, match="label -1 in column 'label' is none of the 2 classes"):
+        open_(node("parquet", path=root), tmp_path / "cache")
+
+
+def test_integer_labels_without_names_keep_their_order(parquet, tmp_path):
+    root = parquet("train.parquet", 12, labels=[2, 10, 7] * 4, names=())
+    images, _ = open_(node("parquet", path=root), tmp_path / "cache")
+    assert images.entry["classes"] == ["2", "7", "10"]
+
+
 def test_parquet_complaints(parquet, tmp_path):
-    with pytest.raises(ConfigError, match="no file matches"):
+    with pytest.raises(ConfigError, match="no parquet file matches"):
         open_(node("parquet", path=tmp_path), tmp_path / "cache")
     root = parquet("train.parquet", 4, image="img", label="klass")
     with pytest.raises(ConfigError, match=r"data\.label_column: no label column .*valid: img, klass"):
@@ -175,7 +209,7 @@ def test_imagefolder(tmp_path, split):
     images, _ = open_(node("imagefolder", path=tmp_path / "d", image_size=16), tmp_path / "cache")
     assert images.entry["classes"] == ["ant", "bee"]
     assert (images.entry["train"], images.entry["test"]) == ((20, 8) if split else (16, 4))
-    assert images.tensors["train"].shape[1:] == (3, 16, 16)
+    assert data.load_tensors(images.entry.path)["train"].shape[1:] == (3, 16, 16)
     with pytest.raises(ConfigError, match="not all of one square size"):
         open_(node("imagefolder", path=tmp_path / "d", image_size="null"), tmp_path / "cache")
 
@@ -208,4 +242,4 @@ def test_torchvision_cifar_is_read_when_it_is_there(monkeypatch, tmp_path):
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *a: True)
     images, _ = open_(node("cifar10", root=tmp_path / "downloads"), tmp_path / "cache")
     assert (images.entry["train"], images.entry["test"], len(images.entry["classes"])) == (100, 20, 10)
-    assert images.tensors["train"].shape == (100, 3, 32, 32)
+    assert data.load_tensors(images.entry.path)["train"].shape == (100, 3, 32, 32)

@@ -88,3 +88,15 @@ class Third(Method):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("third on test_resnet, digits, seed 0")
     assert list((tmp_path / "results" / "runs" / "third" / "prune").glob("*.json"))
+
+
+def test_joblib_workers_share_the_cache_and_are_counted(tmp_path):
+    """Two processes that need the same host train it once; the sweep's end counts the jobs of both."""
+    words = ["-m", "launcher=joblib", *TINY, "train.epochs=1", "method=uchida,none", "attack=prune,none"]
+    done = command(*words, f"results_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "done 4, cached 0, skipped 0, failed 0" in done.stdout
+    hosts = [p for p in (tmp_path / "cache" / "host").iterdir() if p.is_dir()]
+    assert len(hosts) == 1
+    assert (done.stdout + done.stderr).count("host: training") == 1
+    assert len(list((tmp_path / "runs").rglob("*.json"))) == 4

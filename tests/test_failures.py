@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from bench import cache, run, store
 from bench.types import UserError
@@ -56,6 +57,16 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["method=uchida", "method.n_bits=100000"], "carries 4,608"),
         (["method.layer=layer4.9.conv1"], "matches no convolution or linear layer; did you mean"),
         (["method=neuralmark", "method.layer=conv1"], "needs 16,384 weights (k=512 x 2^4 filter rounds x 2), but"),
+        (
+            ["method=neuralmark", "method.n_bits=300000"],
+            "needs 9,600,000 weights (n_bits=300000 x 2^4 filter rounds x 2)",
+        ),
+        (["force=no_idea"], "force: Value 'no_idea'"),
+        (["attack=overwrite", "attack.knows=[weights]"], "attack.knows must list method"),
+        (["attack=finetune", "attack.transfer=cifar100"], "data@attack.transfer=cifar100"),
+        (["attack=finetune", "data@attack.transfer=digits"], "is the same data set"),
+        (["attack=finetune", "data@attack.transfer=parquet", "attack.transfer.path=nowhere"], "no such folder"),
+        (["launcher=slurm"], "unknown launcher 'slurm'"),
         (["task=segmentation"], "unknown task 'segmentation'"),
     ],
 )
@@ -158,19 +169,25 @@ def test_a_broken_run_file_is_run_again(results):
     store.read_run(outcome.path)
 
 
-def test_a_full_disk_leaves_nothing_behind(monkeypatch, tmp_path):
+@pytest.mark.parametrize("by", ["python", "safetensors"])
+def test_a_full_disk_leaves_nothing_behind(monkeypatch, tmp_path, by):
     def full(*args, **kwargs):
+        if by == "safetensors":  # which has an error of its own for it
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     cfg = tiny(tmp_path, "uchida", "prune", "train.epochs=1")
     monkeypatch.setattr(run, "save_model", full)
     outcome = run.job(cfg)
     assert outcome.code == 1
-    assert "no space left" in outcome.message
+    assert "no space left" in outcome.message.lower()
+    assert "nothing was left half-written" in outcome.message
     monkeypatch.undo()
     assert not [p for p in (tmp_path / "cache" / "mark").iterdir() if p.suffix != ".lock"]
     assert run.job(cfg).status == "done"
 
+    if by == "safetensors":
+        return
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", full)
         with pytest.raises(UserError, match="nothing was left half-written"):

@@ -180,19 +180,18 @@ def test_random_keys_match_half_of_a_hosts_bits(method):
 
 @pytest.mark.parametrize("method", [UCHIDA, NEURALMARK, replace(UCHIDA, binding="hash")])
 def test_keys_come_from_their_generator_alone(method):
+    model = net()
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002 (the global generator is the point)
-    first = method.keygen(net(), rng(5))
+    first = method.keygen(model, rng(5))
     torch.manual_seed(2)
-    state = torch.get_rng_state()
-    second = method.keygen(net(), rng(5))
-    third = method.keygen(net(), rng(6))
+    np.random.seed(2)  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    second = method.keygen(model, rng(5))
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert same_key(first, second)
-    assert not same_key(first, third)
-    net()  # seeds the global generator by itself
-    torch.manual_seed(2)
-    method.keygen(net, rng(5)) if False else None
-    assert torch.equal(state, torch.get_rng_state())
+    assert not same_key(first, method.keygen(model, rng(6)))
 
 
 def same_key(a: Key, b: Key) -> bool:

@@ -101,6 +101,7 @@ def row(**values):
         ("removal", {"status": "skipped"}, "skipped"),
         ("removal", {"knob": "host", "detected": False}, "control"),
         ("forge", {"knob": "host", "detected": True}, "FALSE ALARM"),
+        ("removal", {"knob": "none", "detected": False}, "not embedded"),
         ("overwrite", {"claim_detected": True}, "ambiguous"),
         ("overwrite", {"claim_detected": True, "detected": False}, "overwritten"),
         ("overwrite", {"claim_detected": True, "utility": 10.0}, "destroyed"),

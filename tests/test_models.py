@@ -37,6 +37,9 @@ def model(*words: str) -> models.Model:
         (["model=torchvision", "model.name=squeezenet1_1"], None),
         (["model=torchvision", "model.name=densenet121", "model.stem=small"], None),
         (["model=torchvision", "model.name=googlenet", "model.stem=small"], None),
+        (["model=torchvision", "model.name=mobilenet_v3_small", "model.stem=small"], None),
+        (["model=torchvision", "model.name=vgg11_bn", "model.stem=small"], None),
+        (["model=torchvision", "model.name=regnet_x_400mf", "model.stem=small"], None),
     ],
 )
 def test_networks_build_run_and_offer_a_carrier(words, carrier):

@@ -207,7 +207,7 @@ def test_skipped_and_failed_rows_enter_no_mean_but_are_seen():
     assert said == {"failed": "out of memory", "skipped": "needs a layer"}
     assert rest[["ber", "utility", "detected"]].isna().all(axis=None)
     table = report.summary(df, agg)
-    assert [row[-1] for row in table.rows] == ["n/a [1]", "survived (BER 0.00) [2]"]
+    assert [row[-1] for row in table.rows] == ["n/a [1]", "failed [2]"]
     assert table.notes == ["skipped: needs a layer", "failed: out of memory"]
     text = report.markdown(report.strengths(df, agg), "")
     assert "neuralmark: skipped: needs a layer" in text
@@ -223,7 +223,7 @@ def test_a_control_that_detects_invalidates_its_method_only(tmp_path, capsys):
     assert uchida[3:] == ["FALSE ALARM", "INVALID [1]", "INVALID [1]"]
     assert neuralmark[-2:] == ["survived (BER 0.00)"] * 2
     assert "verifies under the owner's key" in table.notes[0]
-    assert call("--results", save(tmp_path, runs), "--formats", "png", "attack=prune") == 0
+    assert call("--results", save(tmp_path, runs), "--formats", "png", "attack=prune") == 1
     assert "INVALID" in capsys.readouterr().err
 
 
@@ -243,13 +243,14 @@ def test_removal_is_the_least_damage_and_destruction_does_not_count():
     assert cell(both) == "removed at 2.5 pts (2/3 seeds)"
 
 
-def test_overwriting_outranks_ambiguity_which_outranks_removal():
+def test_losing_the_mark_at_the_least_damage_outranks_ambiguity():
     gone = point(strength=1, ber=0.5, damage=2.0, claim_ber=0.5)
     both = point(strength=2, ber=0.0, damage=1.0, claim_ber=0.0)
     alone = point(strength=3, ber=0.5, damage=3.0, claim_ber=0.0)
     for points, text in (
-        ([gone, both, alone], "overwritten at 3.0 pts"),
-        ([gone, both], "ambiguous"),
+        ([gone, both, alone], "removed at 2.0 pts"),
+        ([both, alone], "overwritten at 3.0 pts"),
+        ([both, point(claim_ber=0.5)], "ambiguous"),
         ([gone], "removed at 2.0 pts"),
         ([point(claim_ber=0.5)], "survived (BER 0.00)"),
     ):
@@ -318,7 +319,7 @@ def test_terminal_tables_fit_80_columns_and_carry_no_colour(tmp_path, capsys, mo
 
 def test_one_attack_and_one_method_make_one_figure(tmp_path):
     results = save(tmp_path, plausible(seeds=(0,), methods=("uchida",)))
-    assert call("--results", results, "--formats", "png", "attack=prune") == 0
+    assert call("--results", results, "--formats", "png", "attack=prune") == 1
     (figure,) = (results / "figures").iterdir()
     assert figure.name == "prune.png"
     assert figure.read_bytes().startswith(b"\x89PNG")

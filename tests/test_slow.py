@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import run, spec
-from bench.data import open_images
+from bench.data import load_tensors, open_images
 from tests.conftest import ROOT, config
 
 CIFAR10 = Path(os.environ.get("BENCH_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
@@ -29,8 +29,8 @@ def test_all_sixty_thousand_images_are_read(real):
     images = open_images(spec.build(config(*REAL).data, "data"), real / "cache")
     assert (images.entry["train"], images.entry["test"], images.entry["image_size"]) == (50_000, 10_000, 32)
     assert images.entry["classes"][:2] == ["airplane", "automobile"]
-    assert images.tensors["train_labels"].bincount().tolist() == [5000] * 10
-    assert images.tensors["test_labels"].bincount().tolist() == [1000] * 10
+    assert load_tensors(images.entry.path)["train_labels"].bincount().tolist() == [5000] * 10
+    assert load_tensors(images.entry.path)["test_labels"].bincount().tolist() == [1000] * 10
     # The published statistics of CIFAR-10, in pixel units; the files are re-encoded as JPEG.
     assert images.entry["mean"] == pytest.approx([125.3, 123.0, 113.9], abs=0.5)
     assert images.entry["std"] == pytest.approx([63.0, 62.1, 66.7], abs=1.0)

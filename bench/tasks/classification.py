@@ -47,10 +47,7 @@ class Classification:
 @lru_cache(maxsize=2)
 def _resident(folder: Path, digest: str, device: torch.device) -> dict[str, Tensor]:
     """A data set's tensors on the device, shared by all runs of a process (`digest` keeps a rebuilt one apart)."""
-    from safetensors.torch import load_file
-
-    # A copy even on the CPU: a file that is truncated while it is mapped kills the process (SIGBUS).
-    return {k: v.to(device, copy=True) for k, v in load_file(folder / "images.safetensors").items()}
+    return {k: v.to(device) for k, v in datasets.load_tensors(folder).items()}
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class ClassificationTask:
     @property
     def identity(self) -> dict[str, Any]:
         """What a stage hash covers: the data by content, splits and augmentation."""
-        return {"task": "classification", "data": self.images.identity}
+        return {"task": "classification", "classes": self.signature.num_classes, "data": self.images.identity}
 
     @property
     def signature(self) -> models.Signature:
@@ -152,16 +149,21 @@ class ClassificationTask:
         return models.new_head(model, classes, classes, seed)
 
     def transfer(self, data: Any) -> ClassificationTask:
-        """This role's task on another data set (a conf/data node): all its training images are this role's."""
-        node = spec.build(data, "data")
-        task = self.config.open(node, self.cache, self.device, self.say)
+        """This role's task on another data set (a conf/data node), all of whose training images are the attacker's.
+
+        Raises ConfigError for the same data set, which would hand over the owner's images, and for other image sizes.
+        """
+        task = self.config.open(spec.build(data, "attack.transfer"), self.cache, self.device, self.say)
+        if task.images.identity["digest"] == self.images.identity["digest"]:
+            raise ConfigError("attack.transfer is the same data set as data: its images are the owner's as well")
         if task.signature.image_size != self.signature.image_size:
             raise ConfigError(
                 f"the other data set has {task.signature.image_size}-pixel images, the model takes "
-                f"{self.signature.image_size}: set its image_size"
+                f"{self.signature.image_size}: set attack.transfer.image_size={self.signature.image_size}"
             )
         everything = torch.cat([task.index["owner"], task.index["attacker"]])
-        return replace(task, index={**task.index, self.train: everything}, role=self.role)
+        nothing = everything[:0]
+        return replace(task, index={**task.index, "attacker": everything, "owner": nothing}, role=self.role)
 
     def adopt(self, model: nn.Module, old: ClassificationTask, seed: int) -> nn.Module:
         """A model of task `old` with a fresh head for this one, in place."""
