@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from bench import spec
 from bench.types import Task, UserError
+
+QUIET = 5.0  # seconds between progress lines
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,13 @@ class Fit:
     """The training loop bound to a schedule and a seed: what `embed` and `run` are handed.
 
     `may_diverge`: an attacker may ruin its copy, which then is a row; an owner may not, which is an error.
+    `say` hears of epochs, at most every few seconds.
     """
 
     train: Train
     seed: int
     may_diverge: bool = False
+    say: Callable[[str], None] | None = None
 
     def using(self, **schedule: Any) -> Fit:
         """The same loop with fields of the schedule replaced (lr=, epochs=, ...)."""
@@ -120,6 +125,7 @@ class Fit:
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda i: config.factor(i, max(1, per_epoch * config.epochs))
         )
+        spoke = time.monotonic()
         for epoch in range(1, config.epochs + 1):
             _train_mode(model, only)
             # Dropout and stochastic depth draw from the global generator: seeded each epoch, they
@@ -143,6 +149,9 @@ class Fit:
             # Read once an epoch: a value read in the loop would wait for the device at each step.
             if not self.may_diverge and not math.isfinite(float(total)):
                 raise UserError(f"training diverged in epoch {epoch} (loss {float(total)}): lower train.lr")
+            if self.say and time.monotonic() - spoke > QUIET:
+                spoke = time.monotonic()
+                self.say(f"  epoch {epoch} of {config.epochs}: loss {float(total) / per_epoch:.4f}")
             yield epoch
         model.eval().requires_grad_(True)
 

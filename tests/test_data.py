@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench import data, run, spec
+from bench.sources import Data
 from bench.types import ConfigError, UserError
 from tests.conftest import config, tiny
 
@@ -27,7 +28,7 @@ def png(seed: int, size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes
     return buffer.getvalue()
 
 
-def node(name: str, **values) -> data.Data:
+def node(name: str, **values) -> Data:
     words = [f"data={name}", *(f"data.{k}={v}" for k, v in values.items())]
     return spec.build(config(*words).data, "data")
 
@@ -115,7 +116,7 @@ def parquet(tmp_path):
     return write
 
 
-def open_(d: data.Data, cache) -> tuple[data.Images, list[str]]:
+def open_(d: Data, cache) -> tuple[data.Images, list[str]]:
     said = []
     return data.open_images(d, cache, said.append), said
 
