@@ -10,11 +10,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_model, save_model
@@ -242,7 +242,7 @@ def write(x: Experiment, path: Path, rows: list[Row]) -> None:
         "platform": platform.platform(),
         "bench": bench.__version__,
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
         "numpy": np.__version__,
         "device": device_name(x.device),
         "threads": torch.get_num_threads(),
