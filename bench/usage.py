@@ -82,8 +82,13 @@ def problem(argv: list[str]) -> str:
         swept = [o for o in parsed if o.is_sweep_override()]
         if swept:
             return f"{swept[0].input_line}: several values are a sweep: add -m"
-    values = {o.input_line: _values(o) for o in parsed}
-    first = {line: choices[0] for line, choices in values.items() if choices}
+    try:
+        values = {o.input_line: _values(o) for o in parsed}
+    except HydraException:
+        return "an interval cannot be enumerated: sweep over a,b,c or range(0,3)"
+    if empty := next((line for line, choices in values.items() if not choices), ""):
+        return f"{empty} matches nothing"
+    first = {line: choices[0] for line, choices in values.items()}
     trials = [list(first.values())]
     for o in parsed:
         if "/" not in o.key_or_group and o.get_key_element().lstrip("+~") in GROUPS:

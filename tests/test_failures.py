@@ -39,6 +39,8 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["data=parquet"], "data.path has no value"),
         (["-m", "attack=prune,prun"], "did you mean 'prune'?"),
         (["seed=abc"], "seed"),
+        (["-m", "seed=interval(0,1)"], "an interval cannot be enumerated"),
+        (["-m", "attack=glob(zz*)"], "attack=glob(zz*) matches nothing"),
         (["train.lr=fast"], "train.lr: Value 'fast' of type 'str' could not be converted to Float"),
         (["train.epochs=1.5"], "train.epochs: Value '1.5' of type 'float' could not be converted to Integer"),
         (["train.optimizer=sdg"], "train.optimizer=sdg: not known; did you mean 'sgd'?"),
