@@ -46,7 +46,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path, verify: bool) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """meta.json of a published stage. Raises ValueError with the reason when the folder is not what it says."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -58,7 +58,7 @@ def _read(path: Path, verify: bool) -> dict[str, Any]:
         file = path / name
         if not file.is_file():
             raise ValueError(f"{name} is missing")
-        if verify and sha256(file) != expected:
+        if sha256(file) != expected:
             raise ValueError(f"{name}: checksum differs")
     return meta
 
@@ -69,7 +69,6 @@ def cached(
     identity: Any,
     build: Callable[[Path], dict[str, Any]],
     say: Callable[[str], None] = lambda line: None,
-    verify: bool = True,
 ) -> Entry:
     """The entry of (stage, identity), built by `build(folder) -> measured` unless it is there and intact.
 
@@ -82,13 +81,13 @@ def cached(
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             try:
-                return Entry(path, _read(path, verify), built=False)
+                return Entry(path, _read(path), built=False)
             except ValueError:
                 pass  # looked at again, and reported, under the lock
         with _locked(path.with_name(f"{address}.lock"), stage, address, say):
             if path.is_dir():
                 try:
-                    return Entry(path, _read(path, verify), built=False)
+                    return Entry(path, _read(path), built=False)
                 except ValueError as error:
                     say(f"cache: {stage}/{address} is corrupt ({error}); making it again")
                     shutil.rmtree(path)

@@ -129,7 +129,7 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
     gone = ok[ok["verdict"].isin(["removed", "overwritten"])]
     if len(gone):  # the owner's mark is lost either way: what counts is the least damage
         hits = gone["damage"].groupby(point)
-        at = hits.mean().idxmin()
+        at = hits.mean().fillna(math.inf).idxmin()
         verdict = gone.loc[hits.groups[at], "verdict"].iloc[0]
         k, n = hits.size()[at], ok.groupby(point).size()[at]
         part = f" ({k}/{n} seeds)" if k < n else ""
