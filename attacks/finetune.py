@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench import spec
-from bench.train import Fit
+from bench.train import Fit, tuning
 from bench.types import Attack, Snapshot, Victim
 
 
@@ -46,13 +46,5 @@ class Finetune(Attack):
         elif self.mode.startswith("rt"):
             model = task.new_head(model, seed)
         only = [task.head(model)] if self.mode.endswith("ll") else None
-        schedule = {
-            "optimizer": self.optimizer,
-            "lr": self.lr,
-            "weight_decay": self.weight_decay,
-            "epochs": self.epochs,
-            "schedule": "constant",
-            "warmup": 0.0,
-        }
-        for epoch in fit.epochs(model, task, only=only, **schedule):
+        for epoch in fit.epochs(model, task, only=only, **tuning(self, self.epochs)):
             yield Snapshot("epoch", epoch, model, moved=victim.other is not None, continues=epoch > 1)

@@ -2,8 +2,9 @@
 
 What a verification without commitment is worth: where bits are read linearly through a secret that the claimant
 simply shows, negating the parts of the secret whose bits come out wrong makes any message appear, and the forged
-secret is distributed exactly as an honest one. A message or secret bound by a hash breaks under that, and has no
-gradient to follow; what is left is to try keys: t tries reach a p-value of about 1/t.
+secret is distributed exactly as an honest one. Where a bit is read at a place that the claimant names, places that
+happen to read right are put together from several honest keys. A message or secret bound by a hash breaks under all of
+that, and has no gradient to follow; what is left is to try keys: t tries reach a p-value of about 1/t.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from bench.types import Attack, Key, Method, Snapshot, Victim
 
 @dataclass(frozen=True)
 class Forge(Attack):
-    """Three claims, each judged by the method's own verification with every check it prescribes.
+    """Four claims, each judged by the method's own verification with every check it prescribes.
 
     flip: negate the secret's slices of wrong bits (strength: none, no search). learn: `steps` Adam steps at rate `lr`
-    on the secret alone, for a message fixed beforehand. tries: honest keys drawn one after another; the best of
+    on the secret alone, for a message fixed beforehand. splice: wrong bits' slices of the secret replaced by those of
+    further honest keys, at most `draws` (strength: none). tries: honest keys drawn one after another; the best of
     the first t for each t in `tries`.
     """
 
@@ -34,11 +36,13 @@ class Forge(Attack):
 
     steps: list[int]
     lr: float
+    draws: int
     tries: list[int]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         spec.increasing("attack.steps", self.steps, 1, 10**6)
+        spec.at_least("attack.draws", self.draws, 1)
         spec.increasing("attack.tries", self.tries, 1, 10**9)
 
     def skip(self, victim: Victim) -> str | None:
@@ -55,6 +59,9 @@ class Forge(Attack):
             yield Snapshot("flip", None, model, claim=flipped(model, method, key))
             for steps, claim in learned(model, method, key, sorted(self.steps), self.lr):
                 yield Snapshot("learn", steps, model, claim=claim, continues=steps > min(self.steps))
+            if not learnable(model, method, key):
+                yield Snapshot("learn", None, model, skipped="no part of the secret has a gradient")
+        yield Snapshot("splice", None, model, claim=self._spliced(victim, key, rng))
         best, least = key, 2.0
         for count in range(1, max(self.tries) + 1):
             claim = method.keygen(model, rng)
@@ -64,10 +71,41 @@ class Forge(Attack):
             if count in self.tries:
                 yield Snapshot("tries", count, model, claim=best, continues=count > min(self.tries))
 
+    def _spliced(self, victim: Victim, key: Key, rng: np.random.Generator) -> Key:
+        method, model = victim.method, victim.model
+        secret = {name: x.clone() for name, x in key.secret.items()}
+        along = {name: dim for name, x in secret.items() if (dim := dimension(x, key.n_bits)) is not None}
+        wrong = (method.extract(model, key, victim.task).cpu() > 0.5) != key.message
+        for _ in range(self.draws if along else 0):
+            if not wrong.any():
+                break
+            other = method.keygen(model, rng)
+            right = (method.extract(model, other, victim.task).cpu() > 0.5) == key.message
+            for name, dim in along.items():
+                taken = (wrong & right).nonzero()[:, 0]
+                secret[name].index_copy_(dim, taken, other.secret[name].index_select(dim, taken))
+            wrong &= ~right
+        return replace(key, secret=secret)
+
+
+def dimension(x: torch.Tensor, n: int) -> int | None:
+    """The first dimension of a secret that has a slice for each of n bits."""
+    return next((d for d in range(x.dim()) if x.shape[d] == n), None)
+
+
+def learnable(model: nn.Module, method: Method, key: Key) -> dict[str, torch.Tensor]:
+    """The parts of a secret that the logits have a gradient in, as leaves."""
+    free = {k: x.clone().requires_grad_() for k, x in key.secret.items() if x.is_floating_point()}
+    y = method.logits(model, replace(key, secret={**key.secret, **free}))
+    if not free or not y.requires_grad:
+        return {}
+    slopes = torch.autograd.grad(y.sum(), list(free.values()), allow_unused=True)
+    return {k: x for (k, x), slope in zip(free.items(), slopes, strict=True) if slope is not None}
+
 
 @torch.no_grad()
 def flipped(model: nn.Module, method: Method, key: Key) -> Key:
-    """Negate the slices of a float secret whose bits come out wrong, along the dimension of n that helps most."""
+    """Negate the slices of floats or signs whose bits come out wrong, along the dimension of n that helps most."""
 
     def wrong(claim: Key) -> torch.Tensor:
         return (method.logits(model, claim).cpu() > 0) != claim.message
@@ -75,18 +113,19 @@ def flipped(model: nn.Module, method: Method, key: Key) -> Key:
     sign = torch.where(wrong(key), -1.0, 1.0)
     claims = [key]
     for name, x in key.secret.items():
-        for dim in range(x.dim() if x.is_floating_point() else 0):
+        for dim in range(x.dim() if x.is_floating_point() or x.dtype == torch.int8 else 0):
             if x.shape[dim] == key.n_bits:
                 shape = [key.n_bits if d == dim else 1 for d in range(x.dim())]
-                claims.append(replace(key, secret={**key.secret, name: x * sign.view(shape)}))
+                claims.append(replace(key, secret={**key.secret, name: x * sign.view(shape).to(x.dtype)}))
     return min(claims, key=lambda claim: int(wrong(claim).sum()))
 
 
 def learned(model: nn.Module, method: Method, key: Key, checkpoints: list[int], lr: float) -> Iterator[tuple[int, Key]]:
     """Adam on the float secrets against the bits' cross-entropy; the model and the message stay as they are."""
-    secret = {k: x.clone().requires_grad_() if x.is_floating_point() else x for k, x in key.secret.items()}
-    claim = replace(key, secret=secret)
-    free = [x for x in secret.values() if x.requires_grad]
+    leaves = learnable(model, method, key)
+    if not leaves:
+        return
+    claim, free = replace(key, secret={**key.secret, **leaves}), list(leaves.values())
     optimizer = torch.optim.Adam(free, lr)
     truth = key.message.float()
     for step in range(1, checkpoints[-1] + 1):
@@ -96,4 +135,4 @@ def learned(model: nn.Module, method: Method, key: Key, checkpoints: list[int], 
             x.grad = gradient
         optimizer.step()
         if step in checkpoints:
-            yield step, replace(key, secret={k: x.detach().clone() for k, x in secret.items()})
+            yield step, replace(key, secret={k: x.detach().clone() for k, x in claim.secret.items()})

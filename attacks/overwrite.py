@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import nn
 
 from bench import spec
 from bench.train import Fit
-from bench.types import Attack, Snapshot, Victim
+from bench.types import Attack, Key, Snapshot, Victim
 
 
 @dataclass(frozen=True)
 class Overwrite(Attack):
     """A grid of embedding strengths and learning rates, as in NeuralMark's Sec. 5.
 
-    factors: multiples of the method's own lambda_; lrs: learning rates; epochs on the attacker's data each. One
-    attacker's key serves the whole grid, so that its points differ in strength alone.
+    First without any training, which is all that a method of substitution needs. Then factors: multiples of the
+    method's own lambda_; lrs: learning rates; epochs on the attacker's data each. One attacker's key serves the whole
+    grid, so that its points differ in strength alone.
     """
 
     needs = ("weights", "method", "layer")
@@ -41,14 +43,19 @@ class Overwrite(Attack):
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         key = victim.method.keygen(victim.model, rng)
+        model = self._embedded(victim, key, fit.using(epochs=0), 1.0)
+        yield Snapshot("no training", None, model, claim=key)
         tunable = hasattr(victim.method, "lambda_")
         for lr in self.lrs:
             faster = fit.using(optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0)
             for factor in self.factors if tunable else [1.0]:
-                method = victim.method
+                model = self._embedded(victim, key, faster, factor)
                 if tunable:
-                    method = replace(method, lambda_=factor * method.lambda_)
-                if hasattr(method, "situation"):
-                    method = replace(method, situation="finetune")
-                model = method.embed(copy.deepcopy(victim.model), key, victim.task, faster)
-                yield Snapshot(f"lambda factor, lr {lr:g}", factor, model, claim=key)
+                    yield Snapshot(f"lambda factor, lr {lr:g}", factor, model, claim=key)
+                else:
+                    yield Snapshot("lr", lr, model, claim=key)
+
+    def _embedded(self, victim: Victim, key: Key, fit: Fit, factor: float) -> nn.Module:
+        own = {"situation": "finetune", "lambda_": factor * getattr(victim.method, "lambda_", 0.0)}
+        method = replace(victim.method, **{name: value for name, value in own.items() if hasattr(victim.method, name)})
+        return method.embed(copy.deepcopy(victim.model), key, victim.task, fit)

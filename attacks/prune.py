@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import spec
-from bench.train import Fit
+from bench.train import Fit, tuning
 from bench.types import Attack, ConfigError, Snapshot, Victim
 from methods import layers
 
@@ -69,12 +69,7 @@ class Prune(Attack):
                     model,
                     victim.task,
                     step=lambda _, held=held, keep=keep: [w.mul_(keep[n]) for n, w in held.items()],
-                    epochs=self.finetune_after,
-                    optimizer=self.optimizer,
-                    lr=self.lr,
-                    weight_decay=self.weight_decay,
-                    schedule="constant",
-                    warmup=0.0,
+                    **tuning(self, self.finetune_after),
                 )
             yield Snapshot("ratio", ratio, model)
 

@@ -97,6 +97,12 @@ class Experiment:
         }
         return {**self.host_identity, "method": method}
 
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every tensor of the marked network by name."""
+        model = self.method.extend(self.task.build(self.model, 0), self.task, 0)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
     def hashes(self) -> tuple[str, str]:
         """(run_id, config_hash): with the seeds and without them."""
         attack = {

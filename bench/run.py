@@ -21,11 +21,12 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import bench
-from bench import cache, metrics, resources, spec, store
+from bench import branches, cache, metrics, resources, spec, store
 from bench.experiment import Experiment, device_name, prepare, silent
 from bench.keys import load_key, save_key
 from bench.train import Fit
 from bench.types import ConfigError, Key, Row, Snapshot, UserError, Victim
+from methods import layers
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ def mark(x: Experiment) -> cache.Entry:
     def build(folder: Path) -> dict[str, Any]:
         scratch = getattr(x.method, "situation", None) == "scratch"
         # The key first: a layer too small for the message should cost a second, not an epoch.
-        model = fresh(x)
+        model = skeleton(x)
         key = x.method.keygen(model, rng(x.seed, "owner", "key"))
         if not scratch:
             load_weights(model, host(x).path)
-        x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {', '.join(key.where)}")
+        where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where)
+        x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {where}")
         model, measured = make(x, folder, lambda: x.method.embed(model, key, x.task.view("owner"), owner_fit(x)))
         save_key(key, folder / "key.safetensors", spec.kind(x.method), x.method.version)
         soft = x.method.extract(model, key, x.task.view("owner")).cpu()
@@ -92,6 +94,11 @@ def fresh(x: Experiment) -> nn.Module:
     return x.task.build(x.model, spec.derive(x.seed, "owner", "init"))
 
 
+def skeleton(x: Experiment) -> nn.Module:
+    """`fresh`, with what the method adds to the architecture."""
+    return x.method.extend(fresh(x), x.task, spec.derive(x.seed, "owner", "extend"))
+
+
 def owner_fit(x: Experiment) -> Fit:
     # Host and mark share initialisation and batches: their difference is the method's alone.
     return Fit(x.train, spec.derive(x.seed, "owner", "fit"), say=x.say)
@@ -102,7 +109,11 @@ def rng(seed: int, *roles: object) -> np.random.Generator:
 
 
 def load_weights(model: nn.Module, folder: Path) -> nn.Module:
-    load_model(model, str(folder / "model.safetensors"))
+    """A stage's weights; where `model` has a method's module and the stage (a host) does not, it stays untrained."""
+    missing, unexpected = load_model(model, str(folder / "model.safetensors"), strict=False)
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(f"{branches.NAME}."))]
+    if wrong:
+        raise UserError(f"{folder} does not hold this network: {len(wrong)} tensors differ, first {wrong[0]}")
     return model.eval()
 
 
@@ -111,11 +122,12 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
     # The mark first: it draws its key, and so refuses what cannot be, before anything is trained.
     entry = mark(x) if x.method.marks else host(x)
     unmarked = host(x)
-    victim_model, key = load_weights(fresh(x), entry.path), None
+    victim_model, key = load_weights(skeleton(x), entry.path), None
     utility = {"utility_host": unmarked["utility"], "utility_victim": entry["utility"]}
     if x.method.marks:
         key = load_key(entry.path / "key.safetensors")
-        control = Snapshot("host", None, load_weights(fresh(x), unmarked.path))
+        # A method that adds a module is tried on the host with an innocent one.
+        control = Snapshot("host", None, load_weights(skeleton(x), unmarked.path))
         yield measure(x, control, key, utility | cost(unmarked))
     yield measure(x, Snapshot("none", None, victim_model), key, utility | cost(entry))
 
@@ -125,6 +137,7 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         x.method,
         x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
         other=x.other.view("attacker") if x.other else None,
+        fresh=lambda seed: x.task.build(x.model, seed),
         where=key.where if key and privileged else None,
         key=key if "key" in x.attack.knows else None,
     )
@@ -183,9 +196,19 @@ def measure(x: Experiment, snapshot: Snapshot, key: Key | None, known: dict[str,
 
 def judge(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool]:
     """(BER, log10 p, detected) of one claim: bits match at p <= alpha, and every prescribed check passes."""
-    error = metrics.ber(x.method.extract(model, key, x.task), key.message)
+    # A network of another architecture has no such weights: no evidence, which is half an error a bit.
+    soft = x.method.extract(model, key, x.task) if carries(x, model, key) else torch.full((key.n_bits,), 0.5)
+    error = metrics.ber(soft, key.message)
     log10_p = metrics.log10_p(error, key.n_bits)
     return error, log10_p, metrics.is_detected(log10_p, x.verify.alpha) and x.method.accepts(key)
+
+
+def carries(x: Experiment, model: nn.Module, key: Key) -> bool:
+    """Whether a suspect has the weights that the key names, in the shapes of the marked network."""
+    try:
+        return all(layers.read(model, name).shape == x.shapes[name] for name in key.where)
+    except AttributeError:
+        return False
 
 
 def run(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:

@@ -156,6 +156,12 @@ class Fit:
         model.eval().requires_grad_(True)
 
 
+def tuning(attack: Any, epochs: int) -> dict[str, Any]:
+    """The schedule of an attack that fine-tunes for some epochs: its own optimizer, lr, weight_decay; constant."""
+    own = {name: getattr(attack, name) for name in ("optimizer", "lr", "weight_decay")}
+    return {**own, "epochs": epochs, "schedule": "constant", "warmup": 0.0}
+
+
 def _select(model: nn.Module, only: Collection[str] | None) -> list[nn.Parameter]:
     model.requires_grad_(only is None)
     if only is None:

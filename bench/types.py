@@ -5,7 +5,7 @@ Nothing here imports torch at run time, so that the command line can name these 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -52,15 +52,17 @@ class Victim:
     """The stolen model as its attacker sees it.
 
     The method and its parameters are public (Kerckhoffs), the key is not; `task` is the attacker's view of the data,
-    which refuses the owner's, and `other` another data set to move to, if the attack names one. `where` is filled only
-    for an attack whose `knows` lists `layer` or `key`, and `key` only for one that lists `key`: nothing else of the
-    owner's secret can be reached from here.
+    which refuses the owner's, and `other` another data set to move to, if the attack names one. `fresh(seed)` gives an
+    untrained network of the published architecture, without what the method adds to it. `where` is filled only for an
+    attack whose `knows` lists `layer` or `key`, and `key` only for one that lists `key`: nothing else of the owner's
+    secret can be reached from here.
     """
 
     model: nn.Module
     method: Method
     task: Task
     other: Task | None = None
+    fresh: Callable[[int], nn.Module] | None = None
     where: tuple[str, ...] | None = None
     key: Key | None = None
 
@@ -95,6 +97,9 @@ class Task(Protocol):
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[Any]: ...
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
     def distill(self, model: nn.Module, teacher: nn.Module, batch: Any) -> Tensor: ...
+    def inputs(self, batch: Any) -> Tensor: ...
+    def divergence(self, outputs: Tensor, others: Tensor) -> Tensor: ...
+    def example(self, count: int = 2) -> Tensor: ...
     def utility(self, model: nn.Module, split: str = "test") -> float: ...
     def view(self, role: str) -> Task: ...
     def build(self, model: Any, seed: int) -> nn.Module: ...
@@ -116,6 +121,10 @@ class Method:
     version: ClassVar[int] = 1
     marks: ClassVar[bool] = True
     boundary: ClassVar[float | None] = None
+
+    def extend(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
+        """`model` with whatever the method adds to its architecture (bench.branches), in place and untrained."""
+        return model
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key | None:
         """A fresh message and secret for `host`, from `rng` alone. None: the method carries no message."""

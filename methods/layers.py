@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bench.spec import near
@@ -111,3 +113,8 @@ def read(model: nn.Module, name: str) -> Tensor:
     weight = getattr(model.get_submodule(module), attribute)
     weight = weight() if callable(weight) else weight  # a quantised module gives its weight by a call
     return (weight.dequantize() if weight.is_quantized else weight).float()
+
+
+def like(weight: Tensor, rng: np.random.Generator) -> Tensor:
+    """Standard normal noise of a weight's shape, on its device, from `rng`."""
+    return torch.from_numpy(rng.standard_normal(tuple(weight.shape), dtype=np.float32)).to(weight.device)

@@ -54,10 +54,14 @@ class Regulariser(Method):
             y = read(model.get_parameter(name))
             return self.lambda_ * functional.binary_cross_entropy_with_logits(y, truth, reduction=self.reduction)
 
+        return self.train(host, task, fit, penalty=penalty)
+
+    def train(self, host: nn.Module, task: Task, fit: Fit, **how: Any) -> nn.Module:
+        """`fit` on the labels, or on the host's own outputs where the situation is `distill`."""
         if self.situation != "distill":
-            return fit(host, task, penalty=penalty)
+            return fit(host, task, **how)
         teacher = copy.deepcopy(host).eval().requires_grad_(False)
-        return fit(host, task, penalty=penalty, loss=lambda model, batch: task.distill(model, teacher, batch))
+        return fit(host, task, loss=lambda model, batch: task.distill(model, teacher, batch), **how)
 
     @torch.no_grad()
     def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:

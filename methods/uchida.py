@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from bench import spec
 from bench.types import ConfigError, Key
-from methods import layers
+from methods import commitment, layers
 from methods.regulariser import Regulariser
 
 PROJECTIONS = ("random", "direct", "diff")
@@ -56,7 +55,7 @@ class Uchida(Regulariser):
         m = host.get_parameter(name)[0].numel()
         message = rng.integers(0, 2, self.n_bits).astype(bool)
         if self.binding == "hash":
-            seed = np.frombuffer(rng.bytes(32), np.uint8).copy()
+            seed = commitment.draw_seed(rng)
             secret = {"projection": bound_projection(seed, message, m), "seed": torch.from_numpy(seed)}
         else:
             secret = {"projection": self._project(rng, m)}
@@ -85,16 +84,14 @@ class Uchida(Regulariser):
             return False
         seed, message = key.secret["seed"].cpu().numpy(), key.message.cpu().numpy()
         x = bound_projection(seed, message, key.secret["projection"].shape[1])
-        return torch.allclose(x, key.secret["projection"].cpu(), rtol=1e-4, atol=1e-5)
+        return commitment.follows(key.secret, {"projection": x})
 
 
 def bound_projection(seed: np.ndarray, message: np.ndarray, m: int) -> Tensor:
     """X [n, M] iid N(0, 1) from SHAKE-256(seed || message bits), by Box-Muller: the same on every platform."""
     n = len(message)
     half = (n * m + 1) // 2
-    commitment = seed.astype(np.uint8).tobytes() + np.packbits(message.astype(bool)).tobytes()
-    words = np.frombuffer(hashlib.shake_256(commitment).digest(16 * half), "<u8")
-    u = ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+    u = ((commitment.words(seed, message, 2 * half) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
     radius, angle = np.sqrt(-2 * np.log(u[:half])), 2 * np.pi * u[half:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: n * m]
     return torch.from_numpy(normal.astype(np.float32).reshape(n, m))

@@ -35,6 +35,10 @@ SMALL = {
     "lrs": "[0.003]",
     "steps": "[15]",
     "tries": "[1,20]",
+    "snapshots": "[1]",
+    "fractions": "[0.5,1.0]",
+    "sigmas": "[0.1,1.0]",
+    "strengths": "[0.5]",
     "n_bits": "64",
     "k": "128",
 }
@@ -73,7 +77,7 @@ def marked(results: Path):
         entry = run.mark(x)
         from bench.keys import load_key
 
-        return x, run.load_weights(run.fresh(x), entry.path), load_key(entry.path / "key.safetensors")
+        return x, run.load_weights(run.skeleton(x), entry.path), load_key(entry.path / "key.safetensors")
 
     return make
 

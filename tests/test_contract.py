@@ -41,7 +41,7 @@ def test_the_mark_costs_little(marked, method):
 @pytest.mark.parametrize("method", MARKING)
 def test_hosts_are_not_detected(marked, method):
     x, _, key = marked(method)
-    host = run.load_weights(run.fresh(x), run.host(x).path)
+    host = run.load_weights(run.skeleton(x), run.host(x).path)
     _, log10_p, ok = run.judge(x, host, key)
     assert not ok
     assert log10_p > -6
@@ -91,7 +91,14 @@ def test_attacks_leave_their_victim_bit_identical(marked, method, attack):
     x, model, key = marked(method, attack)
     before = copy.deepcopy(model.state_dict())
     flags = [p.requires_grad for p in model.parameters()]
-    victim = Victim(model, x.method, x.task.view("attacker"), where=key.where)
+    victim = Victim(
+        model,
+        x.method,
+        x.task.view("attacker"),
+        fresh=lambda seed: x.task.build(x.model, seed),
+        where=key.where,
+        key=key,
+    )
     if x.attack.skip(victim):
         return
     for _ in x.attack.run(victim, np.random.default_rng(0), Fit(x.train, 0, may_diverge=True)):

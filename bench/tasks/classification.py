@@ -120,6 +120,20 @@ class ClassificationTask:
             target = teacher(images).softmax(1)
         return functional.cross_entropy(model(images), target)
 
+    def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """What the model is called with."""
+        return batch[0]
+
+    def divergence(self, outputs: Tensor, others: Tensor) -> Tensor:
+        """Mean over the batch of KL(p || p'), in nats, p = softmax(outputs [B, C]), p' = softmax(others [B, C])."""
+        p, q = (functional.log_softmax(x.float(), 1) for x in (outputs, others))
+        return functional.kl_div(q, p, reduction="batchmean", log_target=True)
+
+    def example(self, count: int = 2) -> Tensor:
+        """All-black images, uint8 [count, 3, H, W]: their shape says what the network takes, their content nothing."""
+        size = self.signature.image_size
+        return torch.zeros(count, 3, size, size, dtype=torch.uint8, device=self.device)
+
     def utility(self, model: nn.Module, split: str = "test") -> float:
         """Top-1 accuracy in percent on a split; outputs that are not numbers count as wrong."""
         model.eval()

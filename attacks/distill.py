@@ -1,0 +1,65 @@
+"""Distillation: a fresh student learns the victim's outputs on the attacker's images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench import spec
+from bench.models import Model
+from bench.train import Fit
+from bench.types import Attack, ConfigError, Snapshot, Victim
+
+
+@dataclass(frozen=True)
+class Distill(Attack):
+    """Labels are never read: the student's cross-entropy is with the victim's outputs.
+
+    Students: the victim's published architecture, freshly initialised, without what the method adds to it; and
+    `student`, a conf/model node. A snapshot after each count of epochs in `snapshots`. A student of another
+    architecture has no marked weight to read, which counts as half an error a bit.
+    """
+
+    needs = ("outputs",)
+    needs_data = True
+
+    snapshots: list[int]
+    same: bool
+    optimizer: str
+    lr: float
+    weight_decay: float
+    student: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec.increasing("attack.snapshots", self.snapshots, 1, 10**6)
+        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        if not self.same and self.student is None:
+            raise ConfigError("attack.same=false leaves no student: model@attack.student=NAME")
+        if self.student is not None:
+            self.model()
+
+    def model(self) -> Model:
+        """The other architecture. Raises ConfigError for a node that is none."""
+        if not isinstance(self.student, dict):
+            raise ConfigError(f"attack.student takes a model: model@attack.student={self.student}")
+        return spec.build(self.student, "attack.student")
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        task, seed = victim.task, int(rng.integers(2**62))
+
+        def loss(model: Any, batch: Any) -> Any:
+            return task.distill(model, victim.model, batch)
+
+        students = [("same", lambda: victim.fresh(seed))] if self.same else []
+        if self.student is not None:
+            students += [(self.model().title, lambda: task.build(self.model(), seed))]
+        schedule = {"optimizer": self.optimizer, "lr": self.lr, "weight_decay": self.weight_decay}
+        for name, build in students:
+            model = build()
+            for epoch in fit.epochs(model, task, loss=loss, epochs=max(self.snapshots), **schedule):
+                if epoch in self.snapshots:
+                    yield Snapshot(f"epoch/{name}", epoch, model, continues=epoch > min(self.snapshots))

@@ -1,0 +1,137 @@
+"""Interception: the owner's key has leaked, and the attacker alters exactly the weights it points at."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import spec
+from bench.train import Fit, tuning
+from bench.types import Attack, ConfigError, Key, Method, Snapshot, Victim
+from methods import layers
+
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Intercept(Attack):
+    """Every weight that any bit is read from, and no other, is altered.
+
+    zeroed, negated, redrawn (from N(0, 1) times the layer's standard deviation): a fraction of those weights, nested as
+    it rises; sigma: noise of so many standard deviations on all of them; rewritten: the least change of them, in the
+    Euclidean norm, after which the key reads a random message with the old margins. Then `epochs` of fine-tuning on the
+    attacker's data after redrawing all and after rewriting: does the model recover, and does the mark come back?
+    """
+
+    needs = ("weights", "method", "key")
+
+    fractions: list[float]
+    sigmas: list[float]
+    epochs: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec.increasing("attack.fractions", self.fractions, 0.0, 1.0)
+        spec.increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
+        spec.at_least("attack.epochs", self.epochs, 0)
+        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        if self.epochs and self.data == "none":
+            raise ConfigError("attack.epochs of recovery need data: attack.data=attacker (or attack.epochs=0)")
+
+    def skip(self, victim: Victim) -> str | None:
+        if victim.key is None:
+            return "the method has no key that could leak"
+        if victim.method.logits(victim.model, victim.key) is None:
+            return "the key points at no weights"
+        return None
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        model = copy.deepcopy(victim.model)
+        masks = pointed(model, victim.method, victim.key)
+        state = copy.deepcopy(model.state_dict())
+        original = {name: model.get_parameter(name).detach().clone() for name in masks}
+        share = {name: torch.from_numpy(rng.random(tuple(w.shape))).to(w.device) for name, w in original.items()}
+        noise = {name: layers.like(w, rng) * w.std() for name, w in original.items()}
+        changes: dict[str, Change] = {
+            "zeroed": lambda w, hit, z: torch.where(hit, 0.0, w),
+            "negated": lambda w, hit, z: torch.where(hit, -w, w),
+            "redrawn": lambda w, hit, z: torch.where(hit, z, w),
+        }
+
+        def alter(change: Change, fraction: float) -> None:
+            with torch.no_grad():
+                for name, mask in masks.items():
+                    hit = mask & (share[name] < fraction)
+                    model.get_parameter(name).copy_(change(original[name], hit, noise[name]))
+
+        for knob, change in changes.items():
+            for fraction in self.fractions:
+                alter(change, fraction)
+                yield Snapshot(knob, fraction, model)
+        for sigma in self.sigmas:
+            alter(lambda w, hit, z, sigma=sigma: torch.where(hit, w + sigma * z, w), 1.0)
+            yield Snapshot("sigma", sigma, model)
+        alter(changes["redrawn"], 1.0)
+        yield from self._recovered("redrawn", model, victim, fit)
+        model.load_state_dict(state)
+        rewrite(model, victim.method, victim.key, rng.integers(0, 2, victim.key.n_bits).astype(bool))
+        yield Snapshot("rewritten", None, model)
+        yield from self._recovered("rewritten", model, victim, fit)
+
+    def _recovered(self, what: str, model: nn.Module, victim: Victim, fit: Fit) -> Iterator[Snapshot]:
+        for epoch in fit.epochs(model, victim.task, **tuning(self, self.epochs)) if self.epochs else ():
+            yield Snapshot(f"{what}, epoch", epoch, model, continues=True)
+
+
+def pointed(model: nn.Module, method: Method, key: Key) -> dict[str, Tensor]:
+    """Boolean masks of the weights that the bits are read from: those that a random mix of the logits depends on."""
+    y = method.logits(model, key)
+    names = [name for name in key.where if model.get_parameter(name).requires_grad]
+    weights = [model.get_parameter(name) for name in names]
+    mix = torch.linspace(1.0, 2.0, len(y), device=y.device) * torch.where(
+        torch.arange(len(y), device=y.device) % 2 > 0, 1, -1
+    )
+    slopes = torch.autograd.grad(y, weights, mix, allow_unused=True)
+    return {name: g != 0 for name, g in zip(names, slopes, strict=True) if g is not None and bool((g != 0).any())}
+
+
+def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, iterations: int = 200) -> None:
+    """The least change of the marked weights, in place, after which the key reads `message`.
+
+    Logits are linear in the weights, y = A w (permutation and scale held fixed): conjugate gradients solve A A^T u =
+    target - y, the change is A^T u. The target has the median margin of the old bits.
+    """
+    y = method.logits(model, key)
+    inputs = [model.get_parameter(name) for name in key.where]
+    used = torch.autograd.grad(y, inputs, torch.ones_like(y), retain_graph=True, allow_unused=True)
+    inputs = [w for w, g in zip(inputs, used, strict=True) if g is not None]
+    mix = torch.zeros_like(y, requires_grad=True)
+    back = torch.autograd.grad(y, inputs, mix, create_graph=True)
+
+    def normal(u: Tensor) -> Tensor:
+        return torch.autograd.grad(back, mix, torch.autograd.grad(y, inputs, u, retain_graph=True), retain_graph=True)[
+            0
+        ]
+
+    sign = torch.where(torch.from_numpy(message).to(y.device), 1.0, -1.0)
+    residual = (sign * y.abs().median() - y).detach()
+    u, direction, least = torch.zeros_like(residual), residual.clone(), 1e-10 * residual.dot(residual)
+    for _ in range(iterations):
+        ahead, size = normal(direction), residual.dot(residual)
+        length = size / direction.dot(ahead)
+        u, residual = u + length * direction, residual - length * ahead
+        if residual.dot(residual) <= least:
+            break
+        direction = residual + residual.dot(residual) / size * direction
+    change = torch.autograd.grad(y, inputs, u)
+    with torch.no_grad():
+        for weight, step in zip(inputs, change, strict=True):
+            weight += step

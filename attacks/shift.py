@@ -1,0 +1,48 @@
+"""Weight shifting (Lukas et al., SoK, S&P 2022): filters moved against their layer's mean, then fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench import spec
+from bench.train import Fit, tuning
+from bench.types import Attack, Snapshot, Victim
+from methods import layers
+
+
+@dataclass(frozen=True)
+class Shift(Attack):
+    """W - strength x (mean filter of the layer) - noise x std x N(0, 1), then `epochs` of fine-tuning.
+
+    As in the authors' code, for every convolution (and, ours, linear weight: transformers have few convolutions); its
+    values there are strength 1.5 and noise 1, which is most of what the weights hold.
+    """
+
+    needs_data = True
+
+    strengths: list[float]
+    noise: float
+    optimizer: str
+    lr: float
+    weight_decay: float
+    epochs: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spec.increasing("attack.strengths", self.strengths, 0.0, 1e6)
+        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        spec.at_least("attack.epochs", self.epochs, 0)
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        noise = {name: layers.like(w, rng) for name, w in layers.weights(victim.model).items()}
+        for strength in self.strengths:
+            model = copy.deepcopy(victim.model)
+            with torch.no_grad():
+                for name, w in layers.weights(model).items():
+                    w -= strength * w.mean(0, keepdim=True) + self.noise * w.std() * noise[name]
+            yield Snapshot("strength", strength, fit(model, victim.task, **tuning(self, self.epochs)))

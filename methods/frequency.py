@@ -1,0 +1,304 @@
+"""Tang, Chen, Xue, Zhang: Protecting deep neural network intellectual property with frequency components (2505.01007).
+
+The paper's revised Fourier transform of a K x K kernel W on an M x N map, F(u, v) = sum W[t, s] exp(i 2 pi (u t / M +
+v s / N)) for real u, v, is the kernel's own DFT (conjugate) at the set S of u = iM/K or v = jN/K, i, j = 1 .. K-1.
+Where a layer's input is constant over space and its padding is not zeros, every tap of a kernel receives the same
+gradient, so gradient descent moves the kernel along the all-ones direction only, which no component at S sees (the
+paper's theorem).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import branches, spec
+from bench.train import Fit
+from bench.types import ConfigError, Key, Task
+from methods import commitment, layers, matching
+from methods.regulariser import Regulariser
+
+KERNELS = f"{branches.NAME}.conv.weight"
+
+
+@dataclass(frozen=True)
+class Frequency(Regulariser):
+    """Bits in the components at S of a module's kernels, written once and left alone by training.
+
+    module true (the paper's): y = x + BN(conv_K(lowpass(x))) in parallel to one stage of the network, or to the patch
+    embedding of a transformer; as many filters D as channels C, no bias, circular padding. Carriers: the K^2 - 1 real
+    non-DC components of each kernel (a band `radius` r > 0 leaves K^2 - (2r + 1)^2), all but those of the first PILOTS
+    kernels of each filter, which align a permuted module (methods/matching.py). A carrier of bit b holds its keyed sign
+    times (2 b - 1) times lambda_ spreads of its filter, put there by substitution before training. A bit is the sign of
+    the sum of its carriers times their signs (soft: all carriers of a bit vote with their values).
+
+    module false (ours, in place): a regulariser on an ordinary convolution, cross-entropy of keyed projections of the
+    non-DC DFT components of its kernels averaged over the filters, weighted by lambda_. Its input is not constant, so
+    the theorem does not hold for it.
+
+    Ours too: which stage (the fewest channels that give a bit 64 carriers, the deepest of those), the amplitude, pilots
+    of their own for the alignment (so that the search says nothing about the bits, and the binomial null holds), and
+    binding `hash`: assignment and signs follow from a committed seed and the message, which verification recomputes.
+    Secret: `assignment` [n, m] and `signs` [n, m] of the carriers, `reference` [D, C, K^2 - 1]; in place `projection`.
+    """
+
+    n_bits: int
+    module: bool
+    kernel: int
+    radius: int
+    stage: str | None
+    match: bool
+    binding: str
+    lambda_: float
+    situation: str
+    layer: str | None
+
+    def __post_init__(self) -> None:
+        self.check()
+        spec.choice("method.binding", self.binding, ("none", "hash"))
+        spec.at_least("method.radius", self.radius, 0)
+        if self.kernel <= 2 * self.radius + 1 or self.kernel % 2 == 0:
+            raise ConfigError(
+                f"method.kernel={self.kernel}: must be odd and above 2 x radius + 1 = {2 * self.radius + 1}, "
+                "or no component is left that training cannot reach"
+            )
+        if not self.module and self.binding != "none":
+            raise ConfigError("method.binding=hash needs method.module=true")
+
+    def extend(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
+        if not self.module:
+            return model
+        site, shape = choose(model, task.example(), self.stage, self.n_bits, len(self.free((64, 64))))
+        layout = "tokens" if len(shape) == 3 else "first" if shape[2] == shape[3] else "last"
+        if self.radius and layout == "tokens":
+            side = math.isqrt(shape[1])
+            size = (side, shape[1] // side)
+        else:
+            size = tuple(shape[2:]) if layout == "first" else tuple(shape[1:3])
+        if self.radius and min(size) <= 2 * self.radius:
+            raise ConfigError(f"method.radius={self.radius}: {site} gives maps of {size}, which hold no such band")
+        channels = shape[1] if layout == "first" else shape[-1]
+        torch.manual_seed(seed)
+        module = Module(channels, self.kernel, self.radius, layout, size)
+        return branches.attach(model, site, module.to(next(model.parameters()).device))
+
+    def free(self, size: tuple[int, int]) -> Tensor:
+        """The components that training cannot reach, as an orthonormal basis [B, K^2] of real kernels."""
+        return basis(self.kernel, self.radius, *size)
+
+    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+        """Message [n] and secret, see the class. Raises ConfigError where the carriers are too few."""
+        if not self.module:
+            name = layers.choose(host, self.layer, capacity, self.n_bits, "non-DC components of averaged kernels")
+            m = capacity(host.get_parameter(name))
+            message = torch.from_numpy(rng.integers(0, 2, self.n_bits).astype(bool))
+            x = torch.from_numpy(rng.standard_normal((self.n_bits, m), dtype=np.float32))
+            return Key(message, {"projection": x}, (name,))
+        message = rng.integers(0, 2, self.n_bits).astype(bool)
+        with torch.no_grad():
+            reference = self.components(host).cpu().clone()
+        payload = matching.payload(*reference.shape)
+        if len(payload) < self.n_bits:
+            raise ConfigError(f"the module has {len(payload):,} carriers for method.n_bits={self.n_bits}")
+        m = len(payload) // self.n_bits
+        if self.binding == "hash":
+            seed = commitment.draw_seed(rng)
+            secret = {**bound(seed, message, payload, m), "seed": torch.from_numpy(seed)}
+        else:
+            order = rng.permutation(len(payload))[: self.n_bits * m].reshape(self.n_bits, m)
+            signs = rng.integers(0, 2, (self.n_bits, m)).astype(np.int8) * 2 - 1
+            secret = {"assignment": payload[torch.from_numpy(order)], "signs": torch.from_numpy(signs)}
+        spread = reference.flatten(1).std(1).clamp_min(1e-12)
+        bits = torch.from_numpy(message).float() * 2 - 1
+        rows = secret["assignment"].long() // reference[0].numel()
+        reference.view(-1)[secret["assignment"].long()] = self.lambda_ * spread[rows] * secret["signs"] * bits[:, None]
+        return Key(torch.from_numpy(message), {**secret, "reference": reference}, (KERNELS,))
+
+    def components(self, model: nn.Module) -> Tensor:
+        """Carriers of the module's kernels, [D, C, B]: how much of each component that training cannot reach."""
+        kernels = layers.read(model, KERNELS)
+        free = self.free(tuple(branches.branch(model).size.tolist())).to(kernels.device)
+        return kernels.flatten(2) @ free.T
+
+    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
+        """Write the components, then train `host` in place; in place of a module, train with the penalty."""
+        if not self.module:
+            return super().embed(host, key, task, fit)
+        with torch.no_grad():
+            kernels = host.get_parameter(KERNELS)
+            free = self.free(tuple(branches.branch(host).size.tolist())).to(kernels.device)
+            change = key.secret["reference"].to(kernels.device) - self.components(host)
+            kernels += (change @ free).view_as(kernels)
+        return self.train(host, task, fit)
+
+    def logits(self, model: nn.Module, key: Key) -> Tensor:
+        """Sum of each bit's sign-corrected carriers, in standard deviations of a random sum."""
+        if not self.module:
+            return super().logits(model, key)
+        found = self.components(model)
+        if self.match:
+            found = matching.aligned(found, key.secret["reference"].to(found.device))
+        assignment, signs = (key.secret[name].to(found.device) for name in ("assignment", "signs"))
+        values = found.reshape(-1)[assignment.long()] * signs
+        scale = found.detach().square().mean().sqrt().clamp_min(torch.finfo(found.dtype).tiny)
+        return values.sum(1) / (scale * math.sqrt(values.shape[1]))
+
+    def reader(self, key: Key, device: torch.device) -> Callable[[Tensor], Tensor]:
+        x = key.secret["projection"].to(device)
+
+        def read(weight: Tensor) -> Tensor:
+            free = rectangular(*weight.shape[2:]).to(device)
+            return x @ (weight.mean(0).flatten(1) @ free.T).reshape(-1)
+
+        return read
+
+    def accepts(self, key: Key) -> bool:
+        """With binding, that assignment and signs are those of the committed seed and message."""
+        if self.binding == "none":
+            return True
+        if "seed" not in key.secret:
+            return False
+        seed, message = key.secret["seed"].cpu().numpy(), key.message.cpu().numpy()
+        payload = matching.payload(*key.secret["reference"].shape)
+        return commitment.follows(key.secret, bound(seed, message, payload, len(payload) // len(message)))
+
+
+class Module(nn.Module):
+    """BN(conv_K(lowpass(x))) of a stage's output x; `layout` says where x has its channels.
+
+    lowpass keeps the frequencies |u|, |v| <= radius. For radius 0 it is the mean over space, and the circular
+    convolution of a constant map is computed on one K x K patch of it: one pixel's work. Always in float32: the theorem
+    wants equal gradients, and bfloat16 rounds them apart.
+    """
+
+    def __init__(self, channels: int, kernel: int, radius: int, layout: str, size: tuple[int, int]):
+        super().__init__()
+        padding = {"padding": kernel // 2, "padding_mode": "circular"} if radius else {}
+        self.conv = nn.Conv2d(channels, channels, kernel, bias=False, **padding)
+        self.bn = nn.BatchNorm2d(channels)
+        self.radius, self.layout = radius, layout
+        self.register_buffer("size", torch.tensor(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            if self.layout == "first":
+                return self._seen(x.float())
+            if self.layout == "last":
+                return self._seen(x.float().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            grid = x.float().transpose(1, 2).unflatten(2, tuple(self.size.tolist()) if self.radius else (1, -1))
+            return self._seen(grid).flatten(2).transpose(1, 2)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        if self.radius == 0:
+            low = x.mean((2, 3), keepdim=True).expand(-1, -1, *self.conv.kernel_size)
+        else:
+            low = lowpass(x, self.radius)
+        return self.bn(self.conv(low))
+
+
+def lowpass(x: Tensor, radius: int) -> Tensor:
+    """x [B, C, M, N] without the frequencies above `radius` along either axis."""
+    found = torch.fft.fft2(x)
+    m, n = (torch.fft.fftfreq(s, 1 / s, device=x.device).abs() <= radius for s in x.shape[2:])
+    return torch.fft.ifft2(found * (m[:, None] & n[None, :])).real
+
+
+def transform(kernel: Tensor, u: Tensor, v: Tensor, size: tuple[int, int]) -> Tensor:
+    """The paper's revised Fourier transform of kernels [..., K, K] at real u, v [P], on a map of `size`: [..., P]."""
+    t, s = (torch.arange(k, dtype=torch.float64) for k in kernel.shape[-2:])
+    phase = u[:, None, None] * t[:, None] / size[0] + v[:, None, None] * s / size[1]
+    waves = torch.polar(torch.ones_like(phase), 2 * math.pi * phase)
+    return torch.einsum("...ts,pts->...p", kernel.to(torch.complex128), waves)
+
+
+@lru_cache
+def rectangular(height: int, width: int) -> Tensor:
+    """Non-DC components of height x width kernels: the rows of their real (Hartley) Fourier basis but the first."""
+    rows, columns = np.indices((height, width)).reshape(2, -1)
+    phase = 2 * math.pi * (np.outer(rows, rows) / height + np.outer(columns, columns) / width)
+    return torch.from_numpy(((np.cos(phase) + np.sin(phase)) / math.sqrt(height * width))[1:].astype(np.float32))
+
+
+@lru_cache
+def basis(kernel: int, radius: int, height: int, width: int) -> Tensor:
+    """Kernels orthogonal to every wave of at most `radius` on a height x width map: orthonormal rows [B, K^2].
+
+    Radius 0: the non-DC rows of the real Fourier basis, whatever the map. Else their span's part outside the band,
+    orthonormalised in order, so that everybody finds the same rows.
+    """
+    if radius == 0:
+        return rectangular(kernel, kernel)
+    t = np.arange(kernel)
+    waves = [
+        np.stack([f(2 * math.pi * u * t / size) for u in range(radius + 1) for f in (np.cos, np.sin)])
+        for size in (height, width)
+    ]
+    band = np.einsum("at,bs->abts", *waves).reshape(-1, kernel**2)
+    taken = list(np.linalg.svd(band)[2][: np.linalg.matrix_rank(band)])
+    rows = []
+    for row in rectangular(kernel, kernel).numpy().astype(np.float64):
+        for other in [*taken, *rows, *taken, *rows]:  # twice is enough to lose nothing to rounding
+            row = row - (row @ other) * other
+        if (norm := np.linalg.norm(row)) > 1e-6:
+            rows.append(row / norm)
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def capacity(weight: Tensor) -> int:
+    """Non-DC components of a convolution's kernels averaged over its filters; 0 for anything else."""
+    return weight.shape[1] * (weight[0, 0].numel() - 1) if weight.dim() == 4 else 0
+
+
+def bound(seed: np.ndarray, message: np.ndarray, payload: Tensor, m: int) -> dict[str, Tensor]:
+    """Assignment [n, m] and signs [n, m] of the carriers `payload`, from a committed seed and the message."""
+    count = len(payload)
+    words = commitment.words(seed, message, 2 * count)
+    order = np.argsort(words[:count], kind="stable")[: len(message) * m].reshape(len(message), m)
+    signs = (words[count:] >> np.uint64(63)).astype(np.int8)[: len(message) * m].reshape(len(message), m) * 2 - 1
+    return {"assignment": payload[torch.from_numpy(order)], "signs": torch.from_numpy(signs)}
+
+
+@torch.no_grad()
+def choose(model: nn.Module, example: Tensor, pattern: str | None, n_bits: int, free: int) -> tuple[str, torch.Size]:
+    """(name, shape of its output) of the part that the module goes in parallel to.
+
+    Stages that give maps [B, C, H, W] (or [B, H, W, C]), and patch embeddings that give tokens; of those where a bit
+    gets 64 carriers the one with the fewest channels, the deepest of equals. Raises ConfigError where there is none.
+    """
+    names = dict.fromkeys(layers.stage(name.removesuffix(".weight")) for name in layers.candidates(model))
+    names = [pattern] if pattern is not None else list(names)
+    shapes: dict[str, torch.Size] = {}
+    hooks = []
+    for name in names:
+        try:
+            part = model.get_submodule(name)
+        except AttributeError:
+            offer = spec.near(name, [n for n, _ in model.named_modules() if n], 12)
+            raise ConfigError(f"method.stage={name}: the network has no such part; {offer}") from None
+
+        def note(_: nn.Module, args: object, out: object, name: str = name) -> None:
+            tokens = name.split(".")[-1] in ("patch_embed", "stem")
+            if isinstance(out, Tensor) and (out.dim() == 4 or (out.dim() == 3 and (tokens or pattern))):
+                shapes[name] = out.shape
+
+        hooks.append(part.register_forward_hook(note))
+    was_training = model.training
+    model.eval()(example)
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    channels = {name: s[1] if len(s) == 4 and s[2] == s[3] else s[-1] for name, s in shapes.items()}
+    fit = [n for n, c in channels.items() if c * (c - matching.PILOTS) * free >= (n_bits if pattern else 64 * n_bits)]
+    if not fit:
+        what = f"method.stage={pattern}" if pattern else "no stage of this network"
+        raise ConfigError(
+            f"{what} gives a map with channels enough for {n_bits} bits: take fewer, or method.module=false"
+        )
+    best = min(reversed(fit), key=lambda name: channels[name])
+    return best, shapes[best]

@@ -1,0 +1,223 @@
+"""De Sousa Trias, Mitrea, Fiandrotti, Cagnazzo, Chaudhuri, Tartaglione: WaterMAS (ICPR 2024, arXiv 2409.03902)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bench import spec
+from bench.train import Fit
+from bench.types import ConfigError, Key, Method, Task
+from methods import commitment, layers
+
+
+@dataclass(frozen=True)
+class Watermas(Method):
+    """Bits in the signs of weights at secret positions, held through training, the loss around them made sharp.
+
+    From the paper's abstract: substitutive, white-box, inserted during training; the key is the positions, drawn at
+    random through several layers; the marked weights keep their values while the loss is sharpened around them, so that
+    altering them hurts the model. The objective below is our formulation: the paper's was not to be had.
+
+    Substitution: n positions over all convolution and linear weights but the stem's and the head's (`layer`: a glob
+    narrows them). A position holds sign = bit, magnitude = max(|w|, amplitude x the layer's standard deviation), set
+    before training and again after every optimiser step. Extraction: the sign; an exact 0 is half an error.
+    Sharpening, in every `every`-th step: sharpness x relu(log margin - log(KL(p || p') + 1e-6)) is added to the loss,
+    p the outputs, p' those with the marked weights perturbed: by Gaussian noise of 0.5 to 1.5 standard deviations, by
+    zeroing a quarter to all, or by negating a half to all of them, at random. Normalisation and dropout are the first
+    pass's and keep their statistics. The weight rises over the first tenth of the steps. sharpness 0: substitution
+    alone.
+
+    binding (ours): `none`, as published; `hash`: positions follow from a committed 32-byte seed and the message, which
+    verification recomputes. Secret `positions` [n, 2]: index into the key's layer names, position in that weight.
+    """
+
+    n_bits: int
+    amplitude: float
+    sharpness: float
+    margin: float
+    every: int
+    binding: str
+    situation: str
+    layer: str | None
+
+    def __post_init__(self) -> None:
+        spec.at_least("method.n_bits", self.n_bits, 1)
+        spec.at_least("method.every", self.every, 1)
+        spec.choice("method.binding", self.binding, ("none", "hash"))
+        spec.choice("method.situation", self.situation, ("scratch", "finetune"))
+        if self.amplitude <= 0 or self.sharpness < 0 or self.margin <= 0:
+            raise ConfigError("method: amplitude and margin must be above 0, sharpness at least 0")
+
+    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+        """Message [n] and `positions` [n, 2]; ConfigError where the layers hold fewer weights than bits."""
+        names = self._layers(host)
+        sizes = np.array([host.get_parameter(name).numel() for name in names])
+        if sizes.sum() < self.n_bits:
+            raise ConfigError(f"{len(names)} layers hold {sizes.sum():,} weights for method.n_bits={self.n_bits}")
+        message = rng.integers(0, 2, self.n_bits).astype(bool)
+        secret = {}
+        if self.binding == "hash":
+            secret["sizes"] = torch.from_numpy(sizes)
+            seed = commitment.draw_seed(rng)
+            flat = bound(seed, message, int(sizes.sum()))
+            secret["seed"] = torch.from_numpy(seed)
+        else:
+            flat = rng.choice(int(sizes.sum()), self.n_bits, replace=False)
+        secret["positions"] = torch.from_numpy(split(flat, sizes))
+        return Key(torch.from_numpy(message), secret, tuple(names))
+
+    def _layers(self, model: nn.Module) -> list[str]:
+        names = list(layers.candidates(model))
+        if self.layer is not None:
+            found = [n for n in names if fnmatchcase(n.removesuffix(".weight"), self.layer)]
+            if not found:
+                offer = spec.near(self.layer, [n.removesuffix(".weight") for n in names], 12)
+                raise ConfigError(f"method.layer={self.layer} matches no convolution or linear layer; {offer}")
+            return found
+        return names[1:] or names  # the first is the stem
+
+    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
+        """Set the marked weights, then train `host` in place around them."""
+        device = next(host.parameters()).device
+        marks = Marks.of(host, key, self.amplitude, device)
+        marks.restore(host)
+        loss = self._sharpened(marks, task, fit, device) if self.sharpness else None
+        return fit(host, task, loss=loss, step=marks.restore)
+
+    def _sharpened(
+        self, marks: Marks, task: Task, fit: Fit, device: torch.device
+    ) -> Callable[[nn.Module, Any], Tensor]:
+        draw = np.random.default_rng(spec.derive(fit.seed, "sharpness"))
+        noise = torch.Generator(device).manual_seed(spec.derive(fit.seed, "perturbation"))
+        ramp = max(1.0, 0.1 * fit.train.epochs * (task.size(task.train) // fit.train.batch_size))
+        devices = [device] if device.type == "cuda" else []
+        count = 0
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            nonlocal count
+            count += 1
+            if count % self.every:
+                return task.loss(model, batch)
+            outputs: list[Tensor] = []
+            hook = model.register_forward_hook(lambda module, args, out: outputs.append(out))
+            state = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
+            value = task.loss(model, batch)
+            hook.remove()
+            changed = marks.perturbed(model, draw, noise)
+            # Copies of the buffers: the second pass moves no running statistics.
+            buffers = {name: b.clone() for name, b in model.named_buffers()}
+            with torch.random.fork_rng(devices):  # the same dropout, or that alone would tell the outputs apart
+                torch.set_rng_state(state[0])
+                for d, s in zip(devices, state[1:], strict=True):
+                    torch.cuda.set_rng_state(s, d)
+                other = functional_call(model, {**changed, **buffers}, (task.inputs(batch),))
+            apart = task.divergence(outputs[0], other).clamp_min(0)
+            weight = self.sharpness * min(1.0, count / ramp)
+            return value + weight * torch.relu(math.log(self.margin) - torch.log(apart + 1e-6))
+
+        return loss
+
+    def logits(self, model: nn.Module, key: Key) -> Tensor:
+        """The marked weights in standard deviations of their layers, [n]."""
+        found = torch.zeros(key.n_bits, device=next(model.parameters()).device)
+        positions = key.secret["positions"].to(found.device)
+        for i in positions[:, 0].unique().tolist():
+            weight = layers.read(model, key.where[i]).reshape(-1)
+            bits = (positions[:, 0] == i).nonzero()[:, 0]
+            spread = weight.detach().std().clamp_min(torch.finfo(weight.dtype).tiny)
+            found = found.index_put((bits,), weight[positions[bits, 1]] / spread)
+        return found
+
+    @torch.no_grad()
+    def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:
+        return torch.sigmoid(self.logits(model, key))
+
+    def accepts(self, key: Key) -> bool:
+        """With binding, that the positions are those of the committed seed and message."""
+        if self.binding == "none":
+            return True
+        if "seed" not in key.secret or "sizes" not in key.secret:
+            return False
+        seed, message = key.secret["seed"].cpu().numpy(), key.message.cpu().numpy()
+        sizes = key.secret["sizes"].cpu().numpy()
+        positions = torch.from_numpy(split(bound(seed, message, int(sizes.sum())), sizes))
+        return commitment.follows(key.secret, {"positions": positions})
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marked weights by layer: name -> (positions, values [m] to hold, standard deviation at the start)."""
+
+    layers: dict[str, tuple[Tensor, Tensor, Tensor]]
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model: nn.Module, key: Key, amplitude: float, device: torch.device) -> Marks:
+        positions, bits = key.secret["positions"].to(device), key.message.to(device)
+        found = {}
+        for i in positions[:, 0].unique().tolist():
+            at = positions[:, 0] == i
+            where, sign = positions[at, 1], torch.where(bits[at], 1.0, -1.0)
+            weight = model.get_parameter(key.where[i]).reshape(-1)
+            spread = weight.std()
+            found[key.where[i]] = (where, sign * weight[where].abs().clamp_min(amplitude * spread), spread)
+        return Marks(found)
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Put the values back: against gradient, weight decay and momentum alike."""
+        for name, (where, values, _) in self.layers.items():
+            put(model.get_parameter(name), where, values)
+
+    def perturbed(self, model: nn.Module, draw: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        """The marked layers' weights, differentiable, with the marked values perturbed in one of three ways."""
+        kind, size = draw.integers(3), draw.uniform()
+        changed = {}
+        for name, (where, values, spread) in self.layers.items():
+            if kind == 0:
+                random = torch.randn(values.shape, generator=noise, device=values.device)
+                change = (0.5 + size) * spread * random
+            else:  # zero a quarter to all, or negate a half to all
+                share = 0.25 + 0.75 * size if kind == 1 else 0.5 + 0.5 * size
+                taken = torch.rand(values.shape, generator=noise, device=values.device) < share
+                change = -float(kind) * values * taken
+            weight = model.get_parameter(name)
+            flat = torch.zeros(weight.numel(), device=weight.device).index_put((where,), change)
+            changed[name] = weight + flat.view(weight.shape)
+        return changed
+
+
+def put(weight: Tensor, where: Tensor, values: Tensor) -> None:
+    """values [m] into the flat positions `where` of a weight in its own order (out, in, kh, kw), in place."""
+    if weight.is_contiguous():
+        weight.view(-1)[where] = values
+    else:  # channels_last: no flat view in that order
+        flat = weight.reshape(-1)
+        flat[where] = values
+        weight.copy_(flat.view(weight.shape))
+
+
+def split(flat: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Positions in the concatenation of layers of `sizes` -> [n, 2] of (layer, position in it), int64."""
+    ends = np.cumsum(sizes)
+    layer = np.searchsorted(ends, flat, side="right")
+    return np.stack([layer, flat - (ends - sizes)[layer]], 1).astype(np.int64)
+
+
+def bound(seed: np.ndarray, message: np.ndarray, total: int) -> np.ndarray:
+    """The first n distinct positions below `total` in the stream of a committed seed and the message."""
+    n = len(message)
+    stream = commitment.words(seed, message, 8 * n + 64) % np.uint64(total)
+    _, first = np.unique(stream, return_index=True)
+    if len(first) < n:
+        raise ConfigError(f"{total:,} weights are too few to bind {n} positions to a commitment")
+    return stream[np.sort(first)[:n]].astype(np.int64)
