@@ -351,7 +351,7 @@ def _summary(cells: pd.DataFrame, attacks: list[str]) -> Figure:
     return fig
 
 
-def _save(fig: Figure, stem: Path, formats: Iterable[str]) -> list[Path]:
+def save(fig: Figure, stem: Path, formats: Iterable[str]) -> list[Path]:
     """Write one figure, whole or not at all, without a date: the same rows give the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
@@ -381,9 +381,9 @@ def draw(agg: pd.DataFrame, df: pd.DataFrame, out: str | Path, formats: Sequence
             else:
                 fig = _curves(block, rows[rows["status"] == "ok"], title, flagged)
             stem = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")
-            written += _save(fig, Path(out) / stem, formats)
+            written += save(fig, Path(out) / stem, formats)
         cells = cells[cells["method"] != "none"]
         attacks = [a for a in dict.fromkeys(agg["attack_label"]) if a in set(cells["attack_label"])]
         if len(attacks) > 1 or cells["method_label"].nunique() > 1:
-            written += _save(_summary(cells, attacks), Path(out) / "summary", formats)
+            written += save(_summary(cells, attacks), Path(out) / "summary", formats)
     return written

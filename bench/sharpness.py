@@ -1,0 +1,127 @@
+"""`python -m bench.sharpness method=watermas ...`: what altering marked weights costs, and what altering others does.
+
+Loss and utility on the test set against the size of Gaussian noise on the weights that the bits are read from, and on
+equally many random weights of the same layers; for a method that sharpens, beside the same method without sharpening.
+Writes results/tables/sharpness-*.csv and results/figures/sharpness-*.png, .svg.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import usage
+from bench.cli import CONF
+from bench.types import UserError
+
+SIGMAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+DRAWS = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in argv):
+        print(__doc__)
+        return 0
+    if problem := usage.problem(argv):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    try:
+        show(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+def show(overrides: list[str]) -> None:
+    """Train what is not cached, measure, print, write."""
+    import pandas as pd
+    from hydra import compose, initialize_config_dir
+    from rich.console import Console
+
+    from bench import run, store
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[*overrides, "attack=none"])
+        variants = {"": cfg}
+        if cfg.method.get("sharpness"):
+            variants["no sharpening, "] = compose("config", overrides=[*overrides, "attack=none", "method.sharpness=0"])
+    console = Console(stderr=True, highlight=False, markup=False)
+    rows: list[dict[str, Any]] = []
+    for name, variant in variants.items():
+        x = run.prepare(variant, console.print)
+        rows += [{"weights": name + weights, **row} for weights, points in measured(x).items() for row in points]
+    frame = pd.DataFrame(rows)
+    place = (run.spec.kind(x.method), x.model.title, x.data.name, run.spec.digest(x.mark_identity, 6))
+    stem = "-".join(["sharpness", *place])
+    table = frame.groupby(["weights", "sigma"], sort=False).mean(numeric_only=True).reset_index()
+    print(f"{', '.join(place[:3])}, seed {x.seed}: mean of {DRAWS} draws of noise")
+    print(table.drop(columns="draw").to_string(index=False, float_format="{:.3f}".format))
+    paths = [x.results / "tables" / f"{stem}.csv"]
+    store.write_text(paths[0], frame.to_csv(index=False))
+    paths += drawn(table, x, x.results / "figures" / stem)
+    print(*paths, sep="\n")
+
+
+def measured(x: Any) -> dict[str, list[dict[str, float]]]:
+    """Loss and utility of the victim for each size and draw of noise, on marked and on random weights."""
+    import torch
+
+    from attacks.intercept import pointed
+    from bench import run
+    from bench.keys import load_key
+    from methods import layers
+
+    if not x.method.marks:
+        raise UserError(f"method={run.spec.kind(x.method)} marks nothing", 2)
+    entry = run.mark(x)
+    model, key = run.load_weights(run.skeleton(x), entry.path), load_key(entry.path / "key.safetensors")
+    if x.method.logits(model, key) is None:
+        raise UserError("the key of this method points at no weights", 2)
+    marked, draw = pointed(model, x.method, key), run.rng(x.seed, "sharpness")
+    original = {name: model.get_parameter(name).detach().clone() for name in marked}
+    out: dict[str, list[dict[str, float]]] = {"marked": [], "random": []}
+    with torch.no_grad():
+        for number in range(DRAWS):
+            noise = {name: layers.like(w, draw) * w.std() for name, w in original.items()}
+            others = {}
+            for name, mask in marked.items():
+                order = torch.from_numpy(draw.permutation(mask.numel())).to(mask.device)
+                others[name] = mask.reshape(-1)[order].view(mask.shape)
+            for label, masks in (("marked", marked), ("random", others)):
+                for sigma in SIGMAS:
+                    for name, mask in masks.items():
+                        model.get_parameter(name).copy_(original[name] + sigma * noise[name] * mask)
+                    loss, count = torch.zeros((), device=x.device), 0
+                    for batch in x.task.batches("test", 512):
+                        size = len(x.task.inputs(batch))
+                        loss, count = loss + x.task.loss(model, batch) * size, count + size
+                    row = {"draw": number, "sigma": sigma, "loss": float(loss) / count}
+                    out[label].append(row | {x.task.utility_name: x.task.utility(model)})
+    return out
+
+
+def drawn(table: Any, x: Any, stem: Path) -> list[Path]:
+    """Two panels, loss and utility against the size of the noise; a line for each set of weights."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from bench import plots
+
+    with matplotlib.rc_context(plots.STYLE):
+        fig = Figure(figsize=(7, 2.8), layout="constrained")
+        for ax, column in zip(fig.subplots(1, 2), ("loss", x.task.utility_name), strict=True):
+            for i, (weights, line) in enumerate(table.groupby("weights", sort=False)):
+                look = {"color": plots.OKABE_ITO[i], "marker": plots.MARKERS[i], "linestyle": plots.DASHES[i]}
+                ax.plot(line["sigma"], line[column], label=weights, markersize=4, **look)
+            ax.set(xlabel="noise / standard deviation of the layer", ylabel=column)
+        handles, labels = ax.get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+        return plots.save(fig, stem, ("png", "svg"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
