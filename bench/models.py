@@ -94,7 +94,20 @@ def _timm(model: Model, io: Signature) -> nn.Module:
             f"model.name={model.name}: timm has no such model; {spec.near(model.name, timm.list_models())}"
         )
     kwargs = {"num_classes": io.num_classes} | _fit_image(model, io) | model.kwargs
+    if mixer := re.match(r"mixer_[sbl](\d+)", model.name):
+        return _construct(model, lambda: _mixer(model.name, int(mixer[1]), io, kwargs), io)
     return _construct(model, lambda: timm.create_model(model.name, pretrained=False, **kwargs), io)
+
+
+def _mixer(name: str, usual: int, io: Signature, kwargs: dict[str, Any]) -> nn.Module:
+    """An MLP-Mixer. timm's constructor fixes the patch: built for the number of patches, it is given smaller ones."""
+    import timm
+
+    size = kwargs.pop("patch_size", usual)
+    net = timm.create_model(name, pretrained=False, **kwargs | {"img_size": io.image_size // size * usual})
+    net.stem = timm.layers.PatchEmbed(io.image_size, size, embed_dim=net.embed_dim)
+    net.init_weights()
+    return net
 
 
 def _fit_image(model: Model, io: Signature) -> dict[str, Any]:
@@ -105,7 +118,7 @@ def _fit_image(model: Model, io: Signature) -> dict[str, Any]:
     kwargs: dict[str, Any] = {}
     if cfg is not None and cfg.fixed_input_size:
         kwargs["img_size"] = io.image_size
-    patch = re.search(r"patch(\d+)", model.name)
+    patch = re.search(r"(?:patch|mixer_[sbl])(\d+)", model.name)
     usual = int(patch.group(1)) if patch else 4
     size = model.patch_size or min(usual, max(2, io.image_size // 4))
     if model.patch_size or (patch and size != usual):
@@ -188,6 +201,18 @@ def _small_stem(net: nn.Module, name: str) -> None:
         last = [m for m in net.features if isinstance(m, nn.Conv2d)][-1]
         classes = net.classifier[-1].out_features
         net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(last.out_channels, classes)
+    elif name == "alexnet":
+        # 11x11 stride 4 becomes 3x3 stride 2. The last of three poolings, which would leave one pixel of 32x32, goes:
+        # the maps are 16, 7 and 3 wide, so that all nine taps of the inner convolutions see pixels. The two hidden
+        # layers stay but are a quarter as wide (at 4096 they would be 21 of 23 million weights).
+        net.features[0] = nn.Conv2d(3, 64, 3, stride=2, padding=1)
+        net.features[12], net.avgpool = nn.Identity(), nn.AdaptiveAvgPool2d(2)
+        for i, n in ((1, 1024), (4, 1024), (6, net.classifier[6].out_features)):
+            net.classifier[i] = nn.Linear(1024, n)
+        for layer in net.modules():  # torch's own start fades over eight layers without a norm: digits stay at 40%
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
     elif (first := _striding(net)) is not None:  # MobileNet, EfficientNet, RegNet of either package
         first.stride = (1, 1)
     else:

@@ -25,6 +25,7 @@ TINY = (
     "train.epochs=6",
     "train.lr=0.01",
     "device=cpu",
+    "data.test_limit=180",
 )
 # Small strengths for whatever option an attack may have: a new attack is covered without an edit here.
 SMALL = {

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from bench import metrics, run
 from bench.train import Fit
@@ -60,7 +61,8 @@ def test_wrong_keys_match_half_the_bits(marked, method):
 
 @pytest.mark.parametrize(("method", "attack"), PAIRS)
 def test_pairs_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack):
-    first = run.run(tiny(results, method, attack))
+    cfg = tiny(results, method, attack)
+    first = run.run(cfg)
     assert first.status in ("done", "skipped", "cached")
     assert {row.status for row in first.rows} <= {"ok", "skipped"}
     for row in first.rows:
@@ -71,17 +73,17 @@ def test_pairs_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack
         assert (row.claim_ber is None) == (row.claim_detected is None)
     knobs = [row.knob for row in first.rows]
     assert knobs[: 1 if method == "none" else 2] == (["none"] if method == "none" else ["host", "none"])
-    again = run.run(tiny(results, method, attack))
+    again = run.run(cfg)
     assert again.status in ("cached", "skipped")
     assert facts(again.rows) == facts(first.rows)
-    forced = run.run(tiny(results, method, attack, "force=true"))
+    forced = run.run(OmegaConf.merge(cfg, {"force": True}))
     assert facts(forced.rows) == facts(first.rows)
 
 
 @pytest.mark.parametrize("method", MARKING)
 def test_cached_equals_uncached(results, tmp_path, method):
-    cached = run.run(tiny(results, method, "finetune", "force=true")).rows
-    uncached = run.run(tiny(tmp_path, method, "finetune")).rows
+    cached = run.run(tiny(results, method, "finetune", "force=true", "train.epochs=1")).rows
+    uncached = run.run(tiny(tmp_path, method, "finetune", "train.epochs=1")).rows
     assert facts(cached) == facts(uncached)
 
 

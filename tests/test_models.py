@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from bench import models, run, spec
 from bench.train import Fit
 from bench.types import ConfigError
+from bench.usage import options
 from methods import layers
 from tests.conftest import config, tiny
 
@@ -22,41 +24,74 @@ def model(*words: str) -> models.Model:
     return spec.build(config(*words).model, "model")
 
 
+# A preset's carrier of 16,384 weights or more: each an inner convolution or linear layer.
+PRESETS = {
+    "alexnet": "features.10.weight",
+    "coatnet_pico": "stages.3.blocks.0.mlp.fc1.weight",
+    "convnext_atto": "stages.3.blocks.0.mlp.fc1.weight",
+    "deit_tiny": "blocks.11.mlp.fc1.weight",
+    "densenet121": "features.denseblock4.denselayer16.conv1.weight",
+    "efficientnet_b0": "blocks.6.0.conv_pwl.weight",
+    "googlenet": "inception5b.branch2.1.conv.weight",
+    "mixer_small": "blocks.7.mlp_channels.fc1.weight",
+    "mobilenetv3_large": "blocks.6.0.conv.weight",
+    "mobilenetv3_small": "blocks.5.0.conv.weight",
+    "regnetx_002": "s4.b1.conv3.conv.weight",
+    "resnet18": "layer4.0.conv2.weight",
+    "resnet34": "layer4.0.conv2.weight",
+    "swin_tiny": "layers.3.blocks.0.mlp.fc1.weight",
+    "swinv2_tiny": "layers.3.blocks.0.mlp.fc1.weight",
+    "vgg13_bn": "features.31.weight",
+    "vgg16_bn": "features.40.weight",
+    "vit_tiny": "blocks.11.mlp.fc1.weight",
+    "wide_resnet50_2": "layer4.0.conv2.weight",
+}
+
+
 @pytest.mark.parametrize(
     ("words", "carrier"),
     [
-        (["model=resnet18"], "layer4.0.conv2.weight"),
+        *(([f"model={name}"], carrier) for name, carrier in PRESETS.items()),
         (["model=resnet18", "model.stem=small"], "layer4.0.conv2.weight"),
-        (["model=vgg16_bn"], "features.40.weight"),
-        (["model=mobilenetv3_small"], "blocks.5.0.conv.weight"),
-        (["model=vit_tiny"], "blocks.11.mlp.fc1.weight"),
-        (["model=swin_tiny"], "layers.3.blocks.0.mlp.fc1.weight"),
-        (["model=timm", "model.name=convnext_atto"], "stages.3.blocks.0.mlp.fc1.weight"),
-        (["model=timm", "model.name=swinv2_tiny_window8_256"], None),
+        (["model=alexnet", "model.stem=imagenet", "data.image_size=64"], "features.10.weight"),
+        (["model=mixer_small", "model.patch_size=4"], "blocks.7.mlp_channels.fc1.weight"),
+        (["model=timm", "model.name=mixer_s32_224", "data.image_size=224"], "blocks.7.mlp_channels.fc1.weight"),
         (["model=timm", "model.name=regnetx_002", "model.stem=small"], None),
         (["model=torchvision", "model.name=squeezenet1_1"], None),
         (["model=torchvision", "model.name=densenet121", "model.stem=small"], None),
-        (["model=torchvision", "model.name=googlenet", "model.stem=small"], None),
+        (["model=googlenet", "model.stem=small"], "inception5b.branch2.1.conv.weight"),
         (["model=torchvision", "model.name=mobilenet_v3_small", "model.stem=small"], None),
         (["model=torchvision", "model.name=vgg11_bn", "model.stem=small"], None),
         (["model=torchvision", "model.name=regnet_x_400mf", "model.stem=small"], None),
     ],
 )
 def test_networks_build_run_and_offer_a_carrier(words, carrier):
-    net = models.build(model(*words), IO, 0).eval()
-    models.check_forward(net, IO)
+    cfg = config(*words)
+    io = replace(IO, image_size=cfg.data.image_size)
+    net = models.build(spec.build(cfg.model, "model"), io, 0).eval()
+    models.check_forward(net, io)
     assert models.head_name(net, 10).split(".")[0] in ("fc", "head", "heads", "classifier")
     chosen = layers.choose(net, None, torch.Tensor.numel, 16_384, "weights")
     assert chosen in layers.candidates(net)
+    assert chosen.split(".")[0] not in layers.HEADS
     assert carrier in (None, chosen)
 
 
-def test_every_preset_builds():
-    from bench.usage import options
+def test_every_preset_is_built_above():
+    assert sorted(PRESETS) == [name for name in options("model") if name not in ("timm", "torchvision")]
 
-    for name in options("model"):
-        if name not in ("timm", "torchvision"):
-            models.check_forward(models.build(model(f"model={name}"), IO, 0), IO)
+
+def test_a_mixer_gets_patches_that_fit():
+    nets = {size: models.build(model("model=mixer_small", f"model.patch_size={size}"), IO, 0) for size in ("null", "4")}
+    assert [net.stem.proj.kernel_size for net in nets.values()] == [(8, 8), (4, 4)]
+    assert [net.blocks[0].mlp_tokens.fc1.in_features for net in nets.values()] == [16, 64]
+
+
+def test_a_small_alexnet_starts_with_a_signal():
+    """Torch's own start fades to 1/100 over eight layers; He's keeps the images' differences."""
+    net = models.build(model("model=alexnet"), IO, 0).eval()
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    assert net(images).std(0).mean() > 0.05
 
 
 def test_normalisation_is_inside_and_linear_in_pixels():
