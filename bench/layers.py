@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from typing import TYPE_CHECKING
 
 from bench import usage
 from bench.cli import CONF
 from bench.types import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +47,8 @@ def show(overrides: list[str]) -> None:
         }
     x = run.prepare(cfg)
     model = run.fresh(x)
-    taken = {name: _takes(other, model) for name, other in others.items()}
+    taken = {name: _takes(other, x, model) for name, other in others.items()}
+    stars = {where[0] for where in taken.values() if len(where) == 1}
     outside = set(layers.weights(model)) - set(layers.candidates(model))
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -51,7 +57,7 @@ def show(overrides: list[str]) -> None:
     for column in ("shape", "weights", "per output"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, w in layers.weights(model).items():
-        sign = "*" if name in taken.values() else ("h" if name in outside else "")
+        sign = "*" if name in stars else ("h" if name in outside else "")
         shape = "x".join(map(str, w.shape))
         table.add_row(sign, name.removesuffix(".weight"), shape, f"{w.numel():,}", f"{w[0].numel():,}")
     console.print(
@@ -59,20 +65,22 @@ def show(overrides: list[str]) -> None:
         style="bold",
     )
     console.print(table)
-    for method, choice in taken.items():
-        console.print(f"* {method}: {choice.removesuffix('.weight') or 'marks nothing'}")
+    for method, where in taken.items():
+        names = [name.removesuffix(".weight") for name in where]
+        short = f"{len(names)} layers, {names[0]} to {names[-1]}" if len(names) > 3 else ", ".join(names)
+        console.print(f"* {method}: {short or 'marks nothing'}")
 
 
-def _takes(cfg: object, model: object) -> str:
-    """The weight a method with its defaults marks, why it marks none, or an empty string."""
+def _takes(cfg: object, x: object, model: nn.Module) -> tuple[str, ...]:
+    """The weights a method with its defaults marks, why it marks none, or nothing."""
     from bench import run, spec
 
     method = spec.build(cfg.method, "method")
     try:
-        key = method.keygen(model, run.rng(0, "layers"))
+        key = method.keygen(method.extend(copy.deepcopy(model), x.task, 0), run.rng(0, "layers"))
     except UserError as error:
-        return str(error)
-    return key.where[0] if key else ""
+        return (str(error),)
+    return key.where if key else ()
 
 
 if __name__ == "__main__":

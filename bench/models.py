@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,22 @@ def _construct(model: Model, make: Any, io: Signature) -> nn.Module:
 
 
 def check_forward(net: nn.Module, io: Signature) -> None:
-    """One forward pass, so that an image too small for the network is one line and not a traceback an epoch later."""
+    """One forward pass, so that an image too small for the network is one line and not a traceback an epoch later.
+
+    Notes in `net.dead` the convolutions some of whose taps see nothing but padding at this size: a 3x3 kernel on a
+    1x1 map has eight. The function does not depend on them, training does not move them.
+    """
     device = next(net.parameters()).device
     was_training = net.training
+    dead: set[str] = set()
+
+    def note(name: str, conv: nn.Conv2d, args: tuple[Tensor, ...], out: Tensor) -> None:
+        if not all(_taps_see_pixels(conv, axis, args[0].shape[2 + axis], out.shape[2 + axis]) for axis in (0, 1)):
+            dead.add(f"{name}.weight")
+
+    hooks = [
+        m.register_forward_hook(partial(note, name)) for name, m in net.named_modules() if isinstance(m, nn.Conv2d)
+    ]
     try:
         with torch.inference_mode():
             out = net.eval()(torch.zeros(2, 3, io.image_size, io.image_size, dtype=torch.uint8, device=device))
@@ -176,8 +190,22 @@ def check_forward(net: nn.Module, io: Signature) -> None:
         ) from error
     finally:
         net.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    net.dead = frozenset(dead)
     if out.shape != (2, io.num_classes):
         raise ConfigError(f"the model gives outputs of shape {tuple(out.shape[1:])}, not {io.num_classes} logits")
+
+
+def _taps_see_pixels(conv: nn.Conv2d, axis: int, size: int, positions: int) -> bool:
+    """Whether each tap along an axis falls on the map of `size`, and not on padding, at one of the output positions."""
+    if conv.padding_mode != "zeros":
+        return True
+    given = 0 if isinstance(conv.padding, str) else conv.padding[axis]  # "same": even on both sides, or nearly
+    reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+    given = reach // 2 if conv.padding == "same" else given
+    starts = range(-given, -given + conv.stride[axis] * positions, conv.stride[axis])
+    return all(any(0 <= at + tap < size for at in starts) for tap in range(0, reach + 1, conv.dilation[axis]))
 
 
 def _small_stem(net: nn.Module, name: str) -> None:

@@ -48,7 +48,7 @@ def show(overrides: list[str]) -> None:
         cfg = compose("config", overrides=[*overrides, "attack=none"])
         variants = {"": cfg}
         if cfg.method.get("sharpness"):
-            variants["no sharpening, "] = compose("config", overrides=[*overrides, "attack=none", "method.sharpness=0"])
+            variants["no sharpening; "] = compose("config", overrides=[*overrides, "attack=none", "method.sharpness=0"])
     console = Console(stderr=True, highlight=False, markup=False)
     rows: list[dict[str, Any]] = []
     for name, variant in variants.items():

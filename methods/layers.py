@@ -1,9 +1,11 @@
 """Which weights carry the mark: one rule for all methods and all networks.
 
-Candidates are the weights of convolutions and linear layers outside the head, grouped into stages by the first
-numbered part of their names (`layer4`, `features.7`, `blocks.11`). The mark goes into the last stage's largest
-weight with enough capacity (the first of equals: an inner one); where no weight of that stage has it, the stage
-before is asked. `method.layer` narrows the candidates by name or glob.
+Candidates are the weights of convolutions and linear layers outside the head, but for convolutions some of whose taps
+see nothing but padding (a 3x3 kernel on a 1x1 map): a mark there would survive because nobody needs it. They are
+grouped into stages by the first numbered part of their names (`layer4`, `features.7`, `blocks.11`). The mark goes into
+the last stage's largest weight with enough capacity (the first of equals: an inner one); where no weight of that stage
+has it, the stage before is asked, and stages made mostly of convolutions that see padding come last. `method.layer`
+narrows the candidates by name or glob.
 """
 
 from __future__ import annotations
@@ -49,10 +51,12 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def candidates(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that may carry a mark: all but the head's. A model that is all head offers all but its last."""
+    """The weights that may carry a mark: see above. A model that is all head offers all but its last."""
     everything = weights(model)
     inner = {k: w for k, w in everything.items() if k.split(".")[0] not in HEADS}
-    return inner or dict(list(everything.items())[:-1])
+    dead = getattr(model, "dead", frozenset())
+    live = {k: w for k, w in inner.items() if k not in dead}
+    return live or inner or dict(list(everything.items())[:-1])
 
 
 def stage(name: str) -> str:
@@ -92,7 +96,8 @@ def choose(model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], i
                 f"method.layer={pattern} matches no convolution or linear layer; {near(pattern, names, 12)}; "
                 "list them: python -m bench.layers model=..."
             )
-    for names in reversed(stages(list(found))):
+    last_first = stages(list(found))[::-1]
+    for names in sorted(last_first, key=lambda names: _mostly_dead(model, stage(names[0]))):
         fit = [name for name in names if capacity(found[name]) >= need]
         if fit:
             return max(fit, key=lambda name: (found[name].numel(), -names.index(name)))
@@ -102,6 +107,13 @@ def choose(model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], i
         f"{best.removesuffix('.weight')} {tuple(found[best].shape)} carries {capacity(found[best]):,}: "
         "choose a larger layer (python -m bench.layers model=...), a larger model or a smaller method.n_bits"
     )
+
+
+def _mostly_dead(model: nn.Module, name: str) -> bool:
+    """Whether more than half of a stage's weights are those of convolutions that see padding (bench.models)."""
+    sizes = {k: w.numel() for k, w in weights(model).items() if stage(k) == name}
+    dead = getattr(model, "dead", ())
+    return 2 * sum(n for k, n in sizes.items() if k in dead) > sum(sizes.values())
 
 
 def read(model: nn.Module, name: str) -> Tensor:

@@ -30,6 +30,7 @@ class Neuralmark(Regulariser):
     """
 
     boundary = 2.0**-128
+    version = 2  # 2: never in a convolution that sees padding only
 
     n_bits: int
     k: int

@@ -38,6 +38,7 @@ class Uchida(Regulariser):
     binding: str
 
     reduction = "sum"
+    version = 2  # 2: never in a convolution that sees padding only
 
     def __post_init__(self) -> None:
         self.check()

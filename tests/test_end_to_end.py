@@ -50,6 +50,22 @@ def test_layers_are_listed_with_their_sizes(tmp_path):
     assert command("model=resnet81", module="bench.layers").returncode == 2
 
 
+def test_sharpness_is_measured_on_marked_and_on_random_weights(tmp_path):
+    words = [*TINY, "train.epochs=1", "method=watermas", "method.n_bits=64", f"results_dir={tmp_path}"]
+    done = command(*words, module="bench.sharpness")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines()[:-3])) <= 80
+    (table,) = (tmp_path / "tables").glob("sharpness-watermas-test_resnet-digits-*.csv")
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    assert lines[0] == ["weights", "draw", "sigma", "loss", "top1"]
+    assert {line[0] for line in lines[1:]} == {"marked", "random", "no sharpening; marked", "no sharpening; random"}
+    untouched = {line[3] for line in lines[1:] if line[2] == "0.0" and line[0] in ("marked", "random")}
+    assert len(untouched) == 1  # noise of size 0 is the victim itself, whichever weights get it
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+    bad = command(*TINY, "method=none", f"results_dir={tmp_path}", module="bench.sharpness")
+    assert (bad.returncode, bad.stderr.strip()) == (2, "error: method=none marks nothing")
+
+
 def test_a_method_is_two_files(tmp_path):
     """A stranger's method, in another folder: no edit here, and every command finds it."""
     (tmp_path / "conf" / "method").mkdir(parents=True)

@@ -32,19 +32,19 @@ PRESETS = {
     "deit_tiny": "blocks.11.mlp.fc1.weight",
     "densenet121": "features.denseblock4.denselayer16.conv1.weight",
     "efficientnet_b0": "blocks.6.0.conv_pwl.weight",
-    "googlenet": "inception5b.branch2.1.conv.weight",
+    "googlenet": "inception4e.branch2.1.conv.weight",
     "mixer_small": "blocks.7.mlp_channels.fc1.weight",
     "mobilenetv3_large": "blocks.6.0.conv.weight",
     "mobilenetv3_small": "blocks.5.0.conv.weight",
     "regnetx_002": "s4.b1.conv3.conv.weight",
-    "resnet18": "layer4.0.conv2.weight",
-    "resnet34": "layer4.0.conv2.weight",
+    "resnet18": "layer3.0.conv2.weight",
+    "resnet34": "layer3.0.conv2.weight",
     "swin_tiny": "layers.3.blocks.0.mlp.fc1.weight",
     "swinv2_tiny": "layers.3.blocks.0.mlp.fc1.weight",
     "vgg13_bn": "features.31.weight",
     "vgg16_bn": "features.40.weight",
     "vit_tiny": "blocks.11.mlp.fc1.weight",
-    "wide_resnet50_2": "layer4.0.conv2.weight",
+    "wide_resnet50_2": "layer3.0.conv2.weight",
 }
 
 
@@ -75,6 +75,24 @@ def test_networks_build_run_and_offer_a_carrier(words, carrier):
     assert chosen in layers.candidates(net)
     assert chosen.split(".")[0] not in layers.HEADS
     assert carrier in (None, chosen)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small", "convnext_atto"])
+def test_dead_convolutions_are_those_with_taps_that_get_no_gradient(name):
+    net = models.build(model(f"model={name}"), IO, 0)
+    models.check_forward(net, IO)
+    for module in net.modules():  # nothing else may stop a gradient
+        if isinstance(module, (nn.ReLU, nn.Hardswish, nn.Hardsigmoid)):
+            module.__class__ = nn.Tanh
+    for p in net.parameters():
+        if p.dim() == 1:
+            nn.init.normal_(p, 1.0, 0.1)
+    net.train()(torch.rand(4, 3, 32, 32) * 255).square().sum().backward()
+    convolutions = {k: m.weight for k, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    still = {f"{k}.weight" for k, w in convolutions.items() if (w.grad.abs().sum((0, 1)) == 0).any()}
+    assert net.dead == still
+    assert (name == "resnet18") == ("layer4.1.conv1.weight" in still)
+    assert not still & set(layers.candidates(net))
 
 
 def test_every_preset_is_built_above():

@@ -37,7 +37,7 @@ def test_all_sixty_thousand_images_are_read(real):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("method", ["uchida", "neuralmark"])
+@pytest.mark.parametrize("method", ["uchida", "neuralmark", "frequency", "watermas"])
 def test_a_small_network_learns_and_carries_the_mark(real, method):
     words = [f"method={method}", "attack=prune", "model=timm", "model.name=test_resnet", f"results_dir={real}"]
     words += ["train.epochs=2", "data.test_limit=2000", "method.n_bits=64", "train.lr=0.003"]
