@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench import branches, spec
-from bench.train import Fit, tuning
+from bench.train import Fit, check_tuning, tuning
 from bench.types import Attack, Snapshot, Victim
 
 
@@ -27,7 +27,7 @@ class Cut(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        check_tuning(self)
         spec.at_least("attack.epochs", self.epochs, 0)
 
     def skip(self, victim: Victim) -> str | None:

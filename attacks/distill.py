@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import spec
 from bench.models import Model
-from bench.train import Fit
+from bench.train import Fit, check_tuning
 from bench.types import Attack, ConfigError, Snapshot, Victim
 
 
@@ -36,7 +36,7 @@ class Distill(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         spec.increasing("attack.snapshots", self.snapshots, 1, 10**6)
-        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        check_tuning(self)
         if not self.same and self.student is None:
             raise ConfigError("attack.same=false leaves no student: model@attack.student=NAME")
         if self.student is not None:
@@ -54,12 +54,12 @@ class Distill(Attack):
         def loss(model: Any, batch: Any) -> Any:
             return task.distill(model, victim.model, batch)
 
-        students = [("same", lambda: victim.fresh(seed))] if self.same else []
+        # Both first: one that cannot be built should not cost the other's training.
+        students = [("same", victim.fresh(seed))] if self.same else []
         if self.student is not None:
-            students += [(self.model().title, lambda: task.build(self.model(), seed))]
+            students.append((self.model().title, task.build(self.model(), seed)))
         schedule = {"optimizer": self.optimizer, "lr": self.lr, "weight_decay": self.weight_decay}
-        for name, build in students:
-            model = build()
+        for name, model in students:
             for epoch in fit.epochs(model, task, loss=loss, epochs=max(self.snapshots), **schedule):
                 if epoch in self.snapshots:
                     yield Snapshot(f"epoch/{name}", epoch, model, continues=epoch > min(self.snapshots))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench import spec
-from bench.train import Fit, tuning
+from bench.train import Fit, check_tuning, tuning
 from bench.types import Attack, Snapshot, Victim
 
 
@@ -35,7 +35,7 @@ class Finetune(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         spec.choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
-        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        check_tuning(self)
         spec.at_least("attack.epochs", self.epochs, 1)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:

@@ -57,9 +57,10 @@ class Forge(Attack):
             yield Snapshot("learn", None, model, skipped=why)
         else:
             yield Snapshot("flip", None, model, claim=flipped(model, method, key))
+            steps = 0
             for steps, claim in learned(model, method, key, sorted(self.steps), self.lr):
                 yield Snapshot("learn", steps, model, claim=claim, continues=steps > min(self.steps))
-            if not learnable(model, method, key):
+            if not steps:
                 yield Snapshot("learn", None, model, skipped="no part of the secret has a gradient")
         yield Snapshot("splice", None, model, claim=self._spliced(victim, key, rng))
         best, least = key, 2.0
@@ -89,8 +90,9 @@ class Forge(Attack):
 
 
 def dimension(x: torch.Tensor, n: int) -> int | None:
-    """The first dimension of a secret that has a slice for each of n bits."""
-    return next((d for d in range(x.dim()) if x.shape[d] == n), None)
+    """The one dimension of a secret that has a slice for each of n bits; None where there is none, or several."""
+    found = [d for d in range(x.dim()) if x.shape[d] == n]
+    return found[0] if len(found) == 1 else None
 
 
 def learnable(model: nn.Module, method: Method, key: Key) -> dict[str, torch.Tensor]:

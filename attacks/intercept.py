@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import spec
-from bench.train import Fit, tuning
+from bench.train import Fit, check_tuning, tuning
 from bench.types import Attack, ConfigError, Key, Method, Snapshot, Victim
 from methods import layers
 
@@ -42,7 +42,7 @@ class Intercept(Attack):
         spec.increasing("attack.fractions", self.fractions, 0.0, 1.0)
         spec.increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
         spec.at_least("attack.epochs", self.epochs, 0)
-        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        check_tuning(self)
         if self.epochs and self.data == "none":
             raise ConfigError("attack.epochs of recovery need data: attack.data=attacker (or attack.epochs=0)")
 
@@ -124,7 +124,7 @@ def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, ite
     sign = torch.where(torch.from_numpy(message).to(y.device), 1.0, -1.0)
     residual = (sign * y.abs().median() - y).detach()
     u, direction, least = torch.zeros_like(residual), residual.clone(), 1e-10 * residual.dot(residual)
-    for _ in range(iterations):
+    for _ in range(iterations if residual.any() else 0):
         ahead, size = normal(direction), residual.dot(residual)
         length = size / direction.dot(ahead)
         u, residual = u + length * direction, residual - length * ahead

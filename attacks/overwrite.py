@@ -19,7 +19,7 @@ class Overwrite(Attack):
     """A grid of embedding strengths and learning rates, as in NeuralMark's Sec. 5.
 
     First without any training, which is all that a method of substitution needs. Then factors: multiples of the
-    method's own lambda_; lrs: learning rates; epochs on the attacker's data each. One attacker's key serves the whole
+    method's own lambda_; lrs: learning rates; epochs on the attacker's data each. One attacker's draws serve the whole
     grid, so that its points differ in strength alone.
     """
 
@@ -42,20 +42,22 @@ class Overwrite(Attack):
         return None if victim.method.marks else "the method embeds nothing that could be overwritten"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
-        key = victim.method.keygen(victim.model, rng)
-        model = self._embedded(victim, key, fit.using(epochs=0), 1.0)
+        start = copy.deepcopy(rng)
+        model, key = self._embedded(victim, start, fit.using(epochs=0), 1.0)
         yield Snapshot("no training", None, model, claim=key)
         tunable = hasattr(victim.method, "lambda_")
         for lr in self.lrs:
             faster = fit.using(optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0)
             for factor in self.factors if tunable else [1.0]:
-                model = self._embedded(victim, key, faster, factor)
+                model, key = self._embedded(victim, start, faster, factor)
                 if tunable:
                     yield Snapshot(f"lambda factor, lr {lr:g}", factor, model, claim=key)
                 else:
                     yield Snapshot("lr", lr, model, claim=key)
 
-    def _embedded(self, victim: Victim, key: Key, fit: Fit, factor: float) -> nn.Module:
+    def _embedded(self, victim: Victim, start: np.random.Generator, fit: Fit, factor: float) -> tuple[nn.Module, Key]:
         own = {"situation": "finetune", "lambda_": factor * getattr(victim.method, "lambda_", 0.0)}
         method = replace(victim.method, **{name: value for name, value in own.items() if hasattr(victim.method, name)})
-        return method.embed(copy.deepcopy(victim.model), key, victim.task, fit)
+        # The same draws each time; where the strength is part of the key (frequency), it differs in that alone.
+        key = method.keygen(victim.model, copy.deepcopy(start))
+        return method.embed(copy.deepcopy(victim.model), key, victim.task, fit), key

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench import spec
-from bench.train import Fit, tuning
+from bench.train import Fit, check_tuning, tuning
 from bench.types import Attack, ConfigError, Snapshot, Victim
 from methods import layers
 
@@ -41,7 +41,7 @@ class Prune(Attack):
         spec.at_least("attack.finetune_after", self.finetune_after, 0)
         if self.scope == "marked" and not {"layer", "key"} & set(self.knows):
             raise ConfigError("attack.scope=marked needs to know the layer: attack.knows=[weights,layer]")
-        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        check_tuning(self)
         if self.finetune_after and self.data == "none":
             raise ConfigError("attack.finetune_after needs data: attack.data=attacker")
 

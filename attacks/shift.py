@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from bench import spec
-from bench.train import Fit, tuning
-from bench.types import Attack, Snapshot, Victim
+from bench.train import Fit, check_tuning, tuning
+from bench.types import Attack, ConfigError, Snapshot, Victim
 from methods import layers
 
 
@@ -35,7 +35,9 @@ class Shift(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         spec.increasing("attack.strengths", self.strengths, 0.0, 1e6)
-        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        check_tuning(self)
+        if self.noise < 0:
+            raise ConfigError(f"attack.noise={self.noise}: must be at least 0")
         spec.at_least("attack.epochs", self.epochs, 0)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:

@@ -112,6 +112,8 @@ class Experiment:
         }
         if self.other is not None:
             attack["transfer"] = self.other.identity  # by content, not by place
+        if attack.get("student"):
+            attack["student"] = spec.build(attack["student"], "attack.student").identity()
         everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
         run_id = spec.digest(everything)
         everything.pop("seed")

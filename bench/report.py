@@ -287,6 +287,9 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
 
 
 def _strengths(block: pd.DataFrame, title: str) -> Table:
+    whole = block.groupby("method_label")["knob"].transform(lambda knobs: knobs.eq("none").all())
+    skipped = whole & block["status"].eq("skipped")  # a method without a point gets a note, not columns
+    block, gone = (block[~skipped], block[skipped]) if not skipped.all() else (block, block[:0])
     methods = sorted({(p.method != "none", p.method_label) for p in block.itertuples()})
     claims, start = int(block["claim_ber"].notna().any()), block["attack"].eq("none").all()
     knobs = [knob for knob in dict.fromkeys(block["knob"]) if knob not in BEFORE]
@@ -294,6 +297,8 @@ def _strengths(block: pd.DataFrame, title: str) -> Table:
     head = [(label, name) for _, label in methods for name in ("BER", *["claim BER"] * claims, "utility")]
     n = block.loc[block["status"] == "ok", "n"]
     table = Table(title, seeds(n), [*(("", key) for key in keys), *head], len(keys))
+    for p in gone.itertuples():
+        table.note(f"{p.method_label}: skipped: {p.reason}")
     names = {"host": "host, owner's key", "none": "victim"} if start else {"none": "–"}
     for i, ((knob, strength), at) in enumerate(block.groupby(["knob", "strength"], sort=False, dropna=False)):
         name = names.get(knob, knob)

@@ -55,6 +55,7 @@ def show(overrides: list[str]) -> None:
         x = run.prepare(variant, console.print)
         rows += [{"weights": name + weights, **row} for weights, points in measured(x).items() for row in points]
     frame = pd.DataFrame(rows)
+    x = run.prepare(cfg)  # the files are named after the method as asked for, not after its baseline
     place = (run.spec.kind(x.method), x.model.title, x.data.name, run.spec.digest(x.mark_identity, 6))
     stem = "-".join(["sharpness", *place])
     table = frame.groupby(["weights", "sigma"], sort=False).mean(numeric_only=True).reset_index()
@@ -89,8 +90,11 @@ def measured(x: Any) -> dict[str, list[dict[str, float]]]:
             noise = {name: layers.like(w, draw) * w.std() for name, w in original.items()}
             others = {}
             for name, mask in marked.items():
-                order = torch.from_numpy(draw.permutation(mask.numel())).to(mask.device)
-                others[name] = mask.reshape(-1)[order].view(mask.shape)
+                free = (~mask).reshape(-1).nonzero()[:, 0]
+                if len(free) < (count := int(mask.sum())):
+                    raise UserError(f"the key points at most of {name}: no equally many others to compare with", 2)
+                taken = torch.from_numpy(draw.permutation(len(free))[:count]).to(mask.device)
+                others[name] = torch.zeros_like(mask).view(-1).index_fill(0, free[taken], True).view(mask.shape)
             for label, masks in (("marked", marked), ("random", others)):
                 for sigma in SIGMAS:
                     for name, mask in masks.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import spec
-from bench.types import Task, UserError
+from bench.types import ConfigError, Task, UserError
 
 QUIET = 5.0  # seconds between progress lines
 
@@ -154,6 +154,13 @@ class Fit:
                 self.say(f"  epoch {epoch} of {config.epochs}: loss {float(total) / per_epoch:.4f}")
             yield epoch
         model.eval().requires_grad_(True)
+
+
+def check_tuning(attack: Any) -> None:
+    """Raises ConfigError for an optimizer, lr or weight_decay of an attack that no schedule can take."""
+    spec.choice("attack.optimizer", attack.optimizer, ("sgd", "adamw"))
+    if attack.lr <= 0 or attack.weight_decay < 0:
+        raise ConfigError("attack: lr must be above 0, weight_decay at least 0")
 
 
 def tuning(attack: Any, epochs: int) -> dict[str, Any]:

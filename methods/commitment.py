@@ -1,6 +1,7 @@
-"""Secrets that follow from a commitment: SHAKE-256 over a 32-byte seed and the message, the same on every platform.
+"""Secrets that follow from a commitment: SHAKE-256 over a 32-byte seed and all else that is free, on any platform.
 
-Who commits to the seed before the model is published can only draw further seeds, not choose what follows from one.
+Whatever else the claimant could choose (message, pilots, layer names) is hashed with the seed: choosing it otherwise
+changes everything that follows, so that only tries are left.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor
 
 
-def words(seed: np.ndarray, message: np.ndarray, count: int) -> np.ndarray:
-    """uint64 [count] from SHAKE-256(seed [32] of uint8 || message [n] as packed bits)."""
-    commitment = seed.astype(np.uint8).tobytes() + np.packbits(message.astype(bool)).tobytes()
-    return np.frombuffer(hashlib.shake_256(commitment).digest(8 * count), "<u8")
+def words(seed: np.ndarray, content: bytes, count: int) -> np.ndarray:
+    """uint64 [count] from SHAKE-256(seed [32] of uint8 || content)."""
+    return np.frombuffer(hashlib.shake_256(seed.astype(np.uint8).tobytes() + content).digest(8 * count), "<u8")
+
+
+def packed(message: np.ndarray) -> bytes:
+    """The message [n] as content: eight bits a byte, the first highest."""
+    return np.packbits(message.astype(bool)).tobytes()
 
 
 def draw_seed(rng: np.random.Generator) -> np.ndarray:

@@ -33,8 +33,8 @@ class Frequency(Regulariser):
 
     module true (the paper's): y = x + BN(conv_K(lowpass(x))) in parallel to one stage of the network, or to the patch
     embedding of a transformer; as many filters D as channels C, no bias, circular padding. Carriers: the K^2 - 1 real
-    non-DC components of each kernel (a band `radius` r > 0 leaves K^2 - (2r + 1)^2), all but those of the first PILOTS
-    kernels of each filter, which align a permuted module (methods/matching.py). A carrier of bit b holds its keyed sign
+    non-DC components of each kernel (a band `radius` r > 0 leaves K^2 - (2r + 1)^2), all but those of the pilots, a few
+    kernels of each filter that align a permuted module (methods/matching.py). A carrier of bit b holds its keyed sign
     times (2 b - 1) times lambda_ spreads of its filter, put there by substitution before training. A bit is the sign of
     the sum of its carriers times their signs (soft: all carriers of a bit vote with their values).
 
@@ -44,7 +44,8 @@ class Frequency(Regulariser):
 
     Ours too: which stage (the fewest channels that give a bit 64 carriers, the deepest of those), the amplitude, pilots
     of their own for the alignment (so that the search says nothing about the bits, and the binomial null holds), and
-    binding `hash`: assignment and signs follow from a committed seed and the message, which verification recomputes.
+    binding `hash`: assignment and signs follow from a committed seed, the message and the pilots, which verification
+    recomputes.
     Secret: `assignment` [n, m] and `signs` [n, m] of the carriers, `reference` [D, C, K^2 - 1]; in place `projection`.
     """
 
@@ -78,7 +79,9 @@ class Frequency(Regulariser):
         layout = "tokens" if len(shape) == 3 else "first" if shape[2] == shape[3] else "last"
         if self.radius and layout == "tokens":
             side = math.isqrt(shape[1])
-            size = (side, shape[1] // side)
+            if side * side != shape[1]:
+                raise ConfigError(f"method.radius={self.radius}: the {shape[1]} tokens of {site} are no square grid")
+            size = (side, side)
         else:
             size = tuple(shape[2:]) if layout == "first" else tuple(shape[1:3])
         if self.radius and min(size) <= 2 * self.radius:
@@ -103,13 +106,13 @@ class Frequency(Regulariser):
         message = rng.integers(0, 2, self.n_bits).astype(bool)
         with torch.no_grad():
             reference = self.components(host).cpu().clone()
-        payload = matching.payload(*reference.shape)
+        payload = matching.payload(reference.shape)
         if len(payload) < self.n_bits:
             raise ConfigError(f"the module has {len(payload):,} carriers for method.n_bits={self.n_bits}")
         m = len(payload) // self.n_bits
         if self.binding == "hash":
             seed = commitment.draw_seed(rng)
-            secret = {**bound(seed, message, payload, m), "seed": torch.from_numpy(seed)}
+            secret = {**bound(seed, message, reference), "seed": torch.from_numpy(seed)}
         else:
             order = rng.permutation(len(payload))[: self.n_bits * m].reshape(self.n_bits, m)
             signs = rng.integers(0, 2, (self.n_bits, m)).astype(np.int8) * 2 - 1
@@ -159,22 +162,21 @@ class Frequency(Regulariser):
         return read
 
     def accepts(self, key: Key) -> bool:
-        """With binding, that assignment and signs are those of the committed seed and message."""
+        """With binding, that assignment and signs are those of the committed seed, message and pilots."""
         if self.binding == "none":
             return True
         if "seed" not in key.secret:
             return False
         seed, message = key.secret["seed"].cpu().numpy(), key.message.cpu().numpy()
-        payload = matching.payload(*key.secret["reference"].shape)
-        return commitment.follows(key.secret, bound(seed, message, payload, len(payload) // len(message)))
+        return commitment.follows(key.secret, bound(seed, message, key.secret["reference"].cpu()))
 
 
 class Module(nn.Module):
     """BN(conv_K(lowpass(x))) of a stage's output x; `layout` says where x has its channels.
 
     lowpass keeps the frequencies |u|, |v| <= radius. For radius 0 it is the mean over space, and the circular
-    convolution of a constant map is computed on one K x K patch of it: one pixel's work. Always in float32: the theorem
-    wants equal gradients, and bfloat16 rounds them apart.
+    convolution of a constant map is computed on one K x K patch of it: one pixel's work. Outside autocast: the theorem
+    wants equal gradients, and bfloat16 rounds them apart (as, for radius > 0, does TF32 on CUDA, though less).
     """
 
     def __init__(self, channels: int, kernel: int, radius: int, layout: str, size: tuple[int, int]):
@@ -255,10 +257,15 @@ def capacity(weight: Tensor) -> int:
     return weight.shape[1] * (weight[0, 0].numel() - 1) if weight.dim() == 4 else 0
 
 
-def bound(seed: np.ndarray, message: np.ndarray, payload: Tensor, m: int) -> dict[str, Tensor]:
-    """Assignment [n, m] and signs [n, m] of the carriers `payload`, from a committed seed and the message."""
-    count = len(payload)
-    words = commitment.words(seed, message, 2 * count)
+def bound(seed: np.ndarray, message: np.ndarray, reference: Tensor) -> dict[str, Tensor]:
+    """Assignment [n, m] and signs [n, m] of the carriers, from a committed seed, the message and the pilots.
+
+    The pilots too, because they decide in which order and with which signs the carriers are read.
+    """
+    payload = matching.payload(reference.shape)
+    count, m = len(payload), len(payload) // len(message)
+    pilots = reference.reshape(-1)[matching.pilots(reference.shape)].numpy().astype("<f4").tobytes()
+    words = commitment.words(seed, commitment.packed(message) + pilots, 2 * count)
     order = np.argsort(words[:count], kind="stable")[: len(message) * m].reshape(len(message), m)
     signs = (words[count:] >> np.uint64(63)).astype(np.int8)[: len(message) * m].reshape(len(message), m) * 2 - 1
     return {"assignment": payload[torch.from_numpy(order)], "signs": torch.from_numpy(signs)}

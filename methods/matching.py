@@ -18,15 +18,22 @@ from torch.nn import functional
 PILOTS = 8
 
 
-def payload(filters: int, channels: int, carriers: int) -> Tensor:
+def pilots(shape: torch.Size) -> Tensor:
+    """Flat positions in [D, C, B] of the pilots' carriers, int32."""
+    d, c = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
+    pilot = ((c - d) % shape[1] < PILOTS)[:, :, None].expand(shape)
+    return pilot.reshape(-1).nonzero()[:, 0].to(torch.int32)
+
+
+def payload(shape: torch.Size) -> Tensor:
     """Flat positions in [D, C, B] that are no pilot's, int32."""
-    d, c = torch.meshgrid(torch.arange(filters), torch.arange(channels), indexing="ij")
-    free = ((c - d) % channels >= PILOTS)[:, :, None].expand(-1, -1, carriers)
-    return free.reshape(-1).nonzero()[:, 0].to(torch.int32)
+    free = torch.ones(shape.numel(), dtype=torch.bool)
+    free[pilots(shape).long()] = False
+    return free.nonzero()[:, 0].to(torch.int32)
 
 
 def aligned(found: Tensor, reference: Tensor) -> Tensor:
-    """Carriers `found` [C, C, B] in the order, signs and scale of the key's `reference`; differentiable in them."""
+    """Carriers `found` [C, C, B] in the order and with the signs of the key's `reference`, their scales evened out."""
     with torch.no_grad():
         order = matched(found, reference)
         rows, columns = gains(found[order][:, order], reference)
@@ -53,7 +60,8 @@ def matched(found: Tensor, reference: Tensor) -> Tensor:
 
 def _assign(similarity: Tensor) -> Tensor:
     """[D, D] of suspect by key -> the suspect's channel for each of the key's, of the greatest sum."""
-    suspect, key = linear_sum_assignment(similarity.double().cpu().numpy(), maximize=True)
+    # A ruined network may hold what is no number: it matches nothing.
+    suspect, key = linear_sum_assignment(similarity.double().nan_to_num(0, 0, 0).cpu().numpy(), maximize=True)
     order = torch.empty(len(key), dtype=torch.long)
     order[torch.from_numpy(key)] = torch.from_numpy(suspect)
     return order.to(similarity.device)
@@ -75,7 +83,7 @@ def _score(found: Tensor, reference: Tensor, order: Tensor) -> float:
 
 
 def gains(found: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows [D], columns [C]) by which aligned carriers [D, C, B] differ from the reference; signs by the pilots."""
+    """(rows [D], columns [C]): the sizes of aligned carriers [D, C, B], with the signs in which pilots differ."""
     size, least = found.norm(dim=2), torch.finfo(found.dtype).tiny
     rows, columns = torch.ones(len(size), device=found.device), torch.ones(len(size), device=found.device)
     for _ in range(5):
@@ -84,8 +92,7 @@ def gains(found: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     c = torch.arange(len(size), device=found.device)
     pilot = (c[None, :] - c[:, None]) % len(c) < PILOTS
     agree = ((found * reference).sum(2) * pilot) / rows[:, None] / columns
-    sign = torch.ones_like(columns)
-    for _ in range(5):
-        up = torch.where((agree * sign).sum(1) < 0, -1.0, 1.0)
-        sign = torch.where((agree * up[:, None]).sum(0) < 0, -1.0, 1.0)
+    # Signs of filters and of channels: those of the best approximation by one of each, up to a common one.
+    u, _, v = torch.linalg.svd(agree.double().nan_to_num(0, 0, 0).cpu())
+    up, sign = (torch.where(x < 0, -1.0, 1.0).to(found) for x in (u[:, 0], v[0]))
     return rows * up, columns * sign

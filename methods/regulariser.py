@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import spec
+from bench import branches, spec
 from bench.train import Fit
 from bench.types import ConfigError, Key, Method, Task
 
@@ -61,6 +61,8 @@ class Regulariser(Method):
         if self.situation != "distill":
             return fit(host, task, **how)
         teacher = copy.deepcopy(host).eval().requires_grad_(False)
+        if branches.branch(teacher) is not None:  # it is untrained: the host's outputs are those without it
+            branches.detach(teacher)
         return fit(host, task, loss=lambda model, batch: task.distill(model, teacher, batch), **how)
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,12 +33,12 @@ class Watermas(Method):
     before training and again after every optimiser step. Extraction: the sign; an exact 0 is half an error.
     Sharpening, in every `every`-th step: sharpness x relu(log margin - log(KL(p || p') + 1e-6)) is added to the loss,
     p the outputs, p' those with the marked weights perturbed: by Gaussian noise of 0.5 to 1.5 standard deviations, by
-    zeroing a quarter to all, or by negating a half to all of them, at random. Normalisation and dropout are the first
-    pass's and keep their statistics. The weight rises over the first tenth of the steps. sharpness 0: substitution
-    alone.
+    zeroing a quarter to all, or by negating a half to all of them, at random. The second pass draws the same dropout
+    and moves no running statistics. The weight rises over the first tenth of the steps. sharpness 0: no sharpening.
 
-    binding (ours): `none`, as published; `hash`: positions follow from a committed 32-byte seed and the message, which
-    verification recomputes. Secret `positions` [n, 2]: index into the key's layer names, position in that weight.
+    binding (ours): `none`, as published; `hash`: message and positions follow from a committed 32-byte seed and the
+    layers' names and sizes, which verification recomputes (the message too: weights have no equal share of signs).
+    Secret `positions` [n, 2]: index into the key's layer names, position in that weight.
     """
 
     n_bits: int
@@ -63,14 +64,13 @@ class Watermas(Method):
         sizes = np.array([host.get_parameter(name).numel() for name in names])
         if sizes.sum() < self.n_bits:
             raise ConfigError(f"{len(names)} layers hold {sizes.sum():,} weights for method.n_bits={self.n_bits}")
-        message = rng.integers(0, 2, self.n_bits).astype(bool)
         secret = {}
         if self.binding == "hash":
-            secret["sizes"] = torch.from_numpy(sizes)
             seed = commitment.draw_seed(rng)
-            flat = bound(seed, message, int(sizes.sum()))
-            secret["seed"] = torch.from_numpy(seed)
+            message, flat = bound(seed, names, sizes, self.n_bits)
+            secret |= {"seed": torch.from_numpy(seed), "sizes": torch.from_numpy(sizes)}
         else:
+            message = rng.integers(0, 2, self.n_bits).astype(bool)
             flat = rng.choice(int(sizes.sum()), self.n_bits, replace=False)
         secret["positions"] = torch.from_numpy(split(flat, sizes))
         return Key(torch.from_numpy(message), secret, tuple(names))
@@ -128,7 +128,7 @@ class Watermas(Method):
 
     def logits(self, model: nn.Module, key: Key) -> Tensor:
         """The marked weights in standard deviations of their layers, [n]."""
-        found = torch.zeros(key.n_bits, device=next(model.parameters()).device)
+        found = torch.zeros(key.n_bits, device=layers.read(model, key.where[0]).device)
         positions = key.secret["positions"].to(found.device)
         for i in positions[:, 0].unique().tolist():
             weight = layers.read(model, key.where[i]).reshape(-1)
@@ -142,15 +142,15 @@ class Watermas(Method):
         return torch.sigmoid(self.logits(model, key))
 
     def accepts(self, key: Key) -> bool:
-        """With binding, that the positions are those of the committed seed and message."""
+        """With binding, that message and positions are those of the committed seed and layers."""
         if self.binding == "none":
             return True
         if "seed" not in key.secret or "sizes" not in key.secret:
             return False
-        seed, message = key.secret["seed"].cpu().numpy(), key.message.cpu().numpy()
-        sizes = key.secret["sizes"].cpu().numpy()
-        positions = torch.from_numpy(split(bound(seed, message, int(sizes.sum())), sizes))
-        return commitment.follows(key.secret, {"positions": positions})
+        seed, sizes = key.secret["seed"].cpu().numpy(), key.secret["sizes"].cpu().numpy()
+        message, flat = bound(seed, list(key.where), sizes, key.n_bits)
+        made = {"positions": torch.from_numpy(split(flat, sizes))}
+        return bool((message == key.message.cpu().numpy()).all()) and commitment.follows(key.secret, made)
 
 
 @dataclass(frozen=True)
@@ -213,11 +213,12 @@ def split(flat: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.stack([layer, flat - (ends - sizes)[layer]], 1).astype(np.int64)
 
 
-def bound(seed: np.ndarray, message: np.ndarray, total: int) -> np.ndarray:
-    """The first n distinct positions below `total` in the stream of a committed seed and the message."""
-    n = len(message)
-    stream = commitment.words(seed, message, 8 * n + 64) % np.uint64(total)
-    _, first = np.unique(stream, return_index=True)
+def bound(seed: np.ndarray, names: list[str], sizes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(message [n], n distinct positions in the concatenated layers) from a committed seed and the layers."""
+    layers_said = json.dumps([names, sizes.tolist()]).encode()
+    stream = commitment.words(seed, layers_said, 9 * n + 64)
+    places = stream[n:] % np.uint64(sizes.sum())
+    _, first = np.unique(places, return_index=True)
     if len(first) < n:
-        raise ConfigError(f"{total:,} weights are too few to bind {n} positions to a commitment")
-    return stream[np.sort(first)[:n]].astype(np.int64)
+        raise ConfigError(f"{int(sizes.sum()):,} weights are too few to bind {n} positions to a commitment")
+    return stream[:n] >> np.uint64(63) == 1, places[np.sort(first)[:n]].astype(np.int64)

@@ -154,23 +154,30 @@ def test_positions_split_by_layer_and_back(sizes, data):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 64))
-def test_bound_positions_are_distinct_and_the_commitments_alone(number, n):
-    draw = np.random.default_rng(number)
-    seed, message = draw.integers(0, 256, 32).astype(np.uint8), draw.integers(0, 2, n).astype(bool)
-    first = watermas.bound(seed, message, 10_000)
-    assert len(set(first.tolist())) == n
-    assert (watermas.bound(seed, message, 10_000) == first).all()
-    assert (watermas.bound(seed, ~message, 10_000) != first).any()
+def test_bound_messages_and_positions_are_the_commitments_alone(number, n):
+    seed = np.random.default_rng(number).integers(0, 256, 32).astype(np.uint8)
+    names, sizes = ["a", "b"], np.array([6_000, 4_000])
+    message, places = watermas.bound(seed, names, sizes, n)
+    assert len(set(places.tolist())) == n == len(message)
+    assert (watermas.bound(seed, names, sizes, n)[1] == places).all()
+    for other in ((["a", "c"], sizes), (names, sizes[::-1].copy())):
+        assert (watermas.bound(seed, *other, n)[1] != places).any()
 
 
-def test_commitment_pins_the_positions(marked):
+def test_commitment_pins_message_positions_and_layers(marked):
     x, model, _ = marked("watermas")
     method = replace(x.method, binding="hash")
     key = method.keygen(model, np.random.default_rng(0))
     assert method.accepts(key)
-    for change in ({"positions": key.secret["positions"].flip(0)}, {"seed": key.secret["seed"].flip(0)}):
+    assert 0.2 < key.message.float().mean() < 0.8
+    for change in (
+        {"positions": key.secret["positions"].flip(0)},
+        {"seed": key.secret["seed"].flip(0)},
+        {"sizes": key.secret["sizes"].flip(0)},
+    ):
         assert not method.accepts(Key(key.message, {**key.secret, **change}, key.where))
     assert not method.accepts(Key(~key.message, key.secret, key.where))
+    assert not method.accepts(Key(key.message, key.secret, key.where[::-1]))
 
 
 def test_channels_last_weights_are_written_in_their_own_order():
