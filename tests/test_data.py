@@ -51,7 +51,7 @@ def test_splits_are_disjoint_and_complete(n, validation, attacker, seed):
 
 
 def test_digits_are_the_default_eighty_twenty(results):
-    x = run.prepare(tiny(results, "none", "none"))
+    x = run.prepare(tiny(results, "none", "none", "data.test_limit=null"))
     assert x.task.size("owner") == pytest.approx(4 * x.task.size("attacker"), abs=4)
     assert sum(map(x.task.size, ("owner", "attacker", "validation", "test"))) == 1797
     (images, labels) = next(x.task.batches("test", 400))

@@ -46,7 +46,7 @@ def test_layers_are_listed_with_their_sizes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
     starred = [line.split() for line in done.stdout.splitlines() if line.startswith("*  ")]
-    assert ["*", "layer4.0.conv1", "96x192x3x3", "165,888", "1,728"] in starred
+    assert ["*", "layer3.0.conv2", "48x48x3x3", "20,736", "432"] in starred
     assert command("model=resnet81", module="bench.layers").returncode == 2
 
 

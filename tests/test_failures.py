@@ -25,8 +25,8 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["method=uchda"], "did you mean 'uchida'? valid: neuralmark, none, uchida"),
-        (["attack=prun"], "did you mean 'prune'?"),
+        (["method=uchda"], "did you mean 'uchida'? valid: frequency, neuralmark, none, uchida, watermas"),
+        (["attack=prun"], "did you mean 'prune' or 'permute'?"),
         (["model=resnet81"], "did you mean 'resnet18'"),
         (["data=digit"], "did you mean 'digits'?"),
         (["experiment=nope"], "unknown experiment 'nope'"),
@@ -37,7 +37,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["attack.ratios=[0.1"], "cannot read attack.ratios=[0.1"),
         (["model=timm"], "model.name has no value: give model.name=..."),
         (["data=parquet"], "data.path has no value"),
-        (["-m", "attack=prune,prun"], "did you mean 'prune'?"),
+        (["-m", "attack=prune,prun"], "did you mean 'prune' or 'permute'?"),
         (["seed=abc"], "seed"),
         (["-m", "seed=interval(0,1)"], "an interval cannot be enumerated"),
         (["-m", "attack=glob(zz*)"], "attack=glob(zz*) matches nothing"),
@@ -56,7 +56,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["data=imagefolder", "data.path=no/where"], "data.path=no/where: no such folder"),
         (["data.attacker=1.5"], "data.attacker=1.5: must be in [0, 1)"),
         (["device=cuda:77"], "device=cuda:77 is not to be had here"),
-        (["method=uchida", "method.n_bits=100000"], "carries 4,608"),
+        (["method=uchida", "method.n_bits=100000"], "carries 2,304"),
         (["method.layer=layer4.9.conv1"], "matches no convolution or linear layer; did you mean"),
         (["method=neuralmark", "method.layer=conv1"], "needs 16,384 weights (k=512 x 2^4 filter rounds x 2), but"),
         (
