@@ -287,8 +287,8 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
 
 
 def _strengths(block: pd.DataFrame, title: str) -> Table:
-    whole = block.groupby("method_label")["knob"].transform(lambda knobs: knobs.eq("none").all())
-    skipped = whole & block["status"].eq("skipped")  # a method without a point gets a note, not columns
+    skipped = block.groupby("method_label")["knob"].transform(lambda knobs: knobs.eq("none").all())
+    skipped &= block["status"].eq("skipped")  # a method without a point gets a note, not columns
     block, gone = (block[~skipped], block[skipped]) if not skipped.all() else (block, block[:0])
     methods = sorted({(p.method != "none", p.method_label) for p in block.itertuples()})
     claims, start = int(block["claim_ber"].notna().any()), block["attack"].eq("none").all()

@@ -21,19 +21,7 @@ DRAWS = 3
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if any(word in ("-h", "--help") for word in argv):
-        print(__doc__)
-        return 0
-    if problem := usage.problem(argv):
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    try:
-        show(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    return 0
+    return usage.answer(argv, __doc__, show)
 
 
 def show(overrides: list[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -16,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.cli import CONF
 from bench.spec import near
+from bench.types import UserError
 
 GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "experiment")
 
@@ -152,3 +155,20 @@ def _one_line(error: Exception) -> str:
     skip = ("See https", "To append", "Set the environment", "full_key", "object_type", "reference_type")
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(skip))
+
+
+def answer(argv: list[str] | None, doc: str | None, show: Callable[[list[str]], None]) -> int:
+    """The frame of a side command that takes a configuration: help, a look at the command line, `show`; exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in argv):
+        print(doc)
+        return 0
+    if wrong := problem(argv):
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
+    try:
+        show(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    return 0
