@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from bench.types import ROW_FIELDS
 from tests.conftest import ROOT, TINY, command
 
@@ -50,6 +52,8 @@ def test_layers_are_listed_with_their_sizes(tmp_path):
     assert command("model=resnet81", module="bench.layers").returncode == 2
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_sharpness_is_measured_on_marked_and_on_random_weights(tmp_path):
     words = [*TINY, "train.epochs=1", "method=watermas", "method.n_bits=64", f"results_dir={tmp_path}"]
     done = command(*words, module="bench.sharpness")

@@ -339,6 +339,8 @@ def test_a_module_that_is_no_number_is_no_evidence(marked):
     assert metrics.ber(x.method.extract(ruined, key, x.task), key.message) == 0.5
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["vit_tiny", "swin_tiny", "mobilenetv3_small", "vgg16_bn"])
 def test_every_family_offers_a_place(results, name):
     x = run.prepare(config("method=frequency", "attack=none", f"model={name}", "device=cpu", f"results_dir={results}"))

@@ -39,6 +39,9 @@ NETS = {
     "googlenet": 0.99,
     "shufflenet_v2_x0_5": 0.99,
 }
+# The families that the others stand for: CI runs them with the slow tests.
+FURTHER = ("regnetx_002", "swinv2_tiny_window8_256", "googlenet", "shufflenet_v2_x0_5")
+SHOWN = [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.quick] if n in FURTHER else []) for n in NETS]
 
 
 def build(name: str) -> nn.Module:
@@ -102,7 +105,7 @@ def snapshots(net: nn.Module, scales: list[float], seed: int = 3) -> list:
     return list(attack.run(Victim(net, None, Task()), np.random.default_rng(seed), None))
 
 
-@pytest.mark.parametrize("name", list(NETS))
+@pytest.mark.parametrize("name", SHOWN)
 def test_other_weights_same_logits(name):
     net = build(name)
     before = {k: w.detach().clone() for k, w in layers.weights(net).items()}
