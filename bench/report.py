@@ -287,8 +287,8 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
 
 
 def _strengths(block: pd.DataFrame, title: str) -> Table:
-    skipped = block.groupby("method_label")["knob"].transform(lambda knobs: knobs.eq("none").all())
-    skipped &= block["status"].eq("skipped")  # a method without a point gets a note, not columns
+    # A run without a point gets a note, not columns.
+    skipped = block["status"].eq("skipped") & block["knob"].eq("none")
     block, gone = (block[~skipped], block[skipped]) if not skipped.all() else (block, block[:0])
     methods = sorted({(p.method != "none", p.method_label) for p in block.itertuples()})
     claims, start = int(block["claim_ber"].notna().any()), block["attack"].eq("none").all()
@@ -297,8 +297,7 @@ def _strengths(block: pd.DataFrame, title: str) -> Table:
     head = [(label, name) for _, label in methods for name in ("BER", *["claim BER"] * claims, "utility")]
     n = block.loc[block["status"] == "ok", "n"]
     table = Table(title, seeds(n), [*(("", key) for key in keys), *head], len(keys))
-    for p in gone.itertuples():
-        table.note(f"{p.method_label}: skipped: {p.reason}")
+    _ = [table.note(f"{p.method_label}: skipped: {p.reason}") for p in gone.itertuples()]
     names = {"host": "host, owner's key", "none": "victim"} if start else {"none": "–"}
     for i, ((knob, strength), at) in enumerate(block.groupby(["knob", "strength"], sort=False, dropna=False)):
         name = names.get(knob, knob)
