@@ -77,6 +77,11 @@ def build(model: Model, io: Signature, seed: int) -> nn.Module:
         _small_stem(net, model.name)
     if model.checkpoint:
         _load(net, model.checkpoint, head_name(net, io.num_classes))
+    return normalising(net, io)
+
+
+def normalising(net: nn.Module, io: Signature) -> nn.Module:
+    """`net` with the normalisation of its input added, in place."""
     net.register_buffer("input_mean", torch.tensor(io.mean).view(1, -1, 1, 1))
     net.register_buffer("input_std", torch.tensor(io.std).view(1, -1, 1, 1))
     net.register_forward_pre_hook(_normalise)
@@ -167,13 +172,20 @@ def check_forward(net: nn.Module, io: Signature) -> None:
     """One forward pass, so that an image too small for the network is one line and not a traceback an epoch later.
 
     Notes in `net.dead` the convolutions some of whose taps see nothing but padding at this size: a 3x3 kernel on a
-    1x1 map has eight. The function does not depend on them, training does not move them.
+    1x1 map has eight. The function does not depend on them, training does not move them. And in `net.prefers_last`
+    whether the CPU trains it quicker in channels_last (benchmarks/layout.py): where most of what convolutions read and
+    write passes through 1x1 or grouped ones (1.1 to 1.6 times), unless the weights of all outweigh a batch's maps
+    (0.65 times); with full 3x3 kernels it is slower or the same.
     """
     device = next(net.parameters()).device
     was_training = net.training
     dead: set[str] = set()
+    maps, weights = {True: 0, False: 0}, 0
 
     def note(name: str, conv: nn.Conv2d, args: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal weights
+        maps[conv.kernel_size == (1, 1) or conv.groups > 1] += args[0][0].numel() + out[0].numel()
+        weights += conv.weight.numel()
         if not all(_taps_see_pixels(conv, axis, args[0].shape[2 + axis], out.shape[2 + axis]) for axis in (0, 1)):
             dead.add(f"{name}.weight")
 
@@ -192,7 +204,7 @@ def check_forward(net: nn.Module, io: Signature) -> None:
         net.train(was_training)
         for hook in hooks:
             hook.remove()
-    net.dead = frozenset(dead)
+    net.dead, net.prefers_last = frozenset(dead), maps[True] > maps[False] and 64 * sum(maps.values()) > weights
     if out.shape != (2, io.num_classes):
         raise ConfigError(f"the model gives outputs of shape {tuple(out.shape[1:])}, not {io.num_classes} logits")
 
@@ -303,8 +315,8 @@ def _load(net: nn.Module, path: str, head: str) -> None:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """Onto the device; convolutional networks in channels_last on CUDA, where tensor cores want it."""
+    """Onto the device; in channels_last where that is quicker: convolutional networks on CUDA, some on a CPU."""
     convolutional = any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in net.modules())
-    if device.type == "cuda" and convolutional:
+    if convolutional if device.type == "cuda" else getattr(net, "prefers_last", False):
         return net.to(device, memory_format=torch.channels_last)
     return net.to(device)

@@ -44,8 +44,8 @@ class Classification:
 
 
 @lru_cache(maxsize=2)
-def _resident(folder: Path, digest: str, device: torch.device) -> dict[str, Tensor]:
-    """A data set's tensors on the device, shared by all runs of a process (`digest` keeps a rebuilt one apart)."""
+def _resident(folder: Path, digest: str, inode: int, device: torch.device) -> dict[str, Tensor]:
+    """A data set's tensors on the device, shared by all runs of a process (digest and inode tell a rebuilt one)."""
     return {k: v.to(device) for k, v in datasets.load_tensors(folder).items()}
 
 
@@ -96,7 +96,7 @@ class ClassificationTask:
         if split not in ALLOWED[self.role]:
             raise PermissionError(f"the {self.role} may not draw from the {split} split")
         folder, digest = self.images.entry.path, self.images.entry.meta["sha256"]["images.safetensors"]
-        tensors = _resident(folder, digest, self.device)
+        tensors = _resident(folder, digest, (folder / "images.safetensors").stat().st_ino, self.device)
         part = "test" if split == "test" else "train"
         return tensors[part], tensors[f"{part}_labels"], self.index[split].to(self.device)
 
