@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from bench import metrics, run
+from bench import metrics, models, run
 from bench.train import Fit
 from bench.types import Victim
 from tests.conftest import ATTACKS, METHODS, tiny
@@ -196,3 +196,17 @@ def test_host_and_mark_are_shared_by_all_attacks_and_alpha(results):
     assert a.host_identity == b.host_identity
     assert a.mark_identity == c.mark_identity
     assert a.mark_identity != b.mark_identity
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize("method", MARKING)
+def test_every_pair_runs_in_channels_last(monkeypatch, tmp_path, method):
+    """The layout that CUDA gets, and some networks on a CPU: nobody may take a weight's storage for its order."""
+    monkeypatch.setattr(models, "to_device", lambda net, device: net.to(device, memory_format=torch.channels_last))
+    for attack in ATTACKS:
+        outcome = run.job(tiny(tmp_path, method, attack, "train.epochs=4"))
+        assert outcome.status in ("done", "skipped"), (attack, outcome.message)
+        host, victim = outcome.rows[:2]
+        assert victim.ber < 0.1, attack
+        assert not host.detected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -244,3 +245,16 @@ def test_torchvision_cifar_is_read_when_it_is_there(monkeypatch, tmp_path):
     images, _ = open_(node("cifar10", root=tmp_path / "downloads"), tmp_path / "cache")
     assert (images.entry["train"], images.entry["test"], len(images.entry["classes"])) == (100, 20, 10)
     assert data.load_tensors(images.entry.path)["train"].shape == (100, 3, 32, 32)
+
+
+def test_decoded_images_are_mapped_and_survive_being_made_again(tmp_path):
+    """Processes share the pages; who has a file open keeps it when the entry is replaced."""
+    cfg = config("data=digits", f"results_dir={tmp_path}")
+    images = data.open_images(spec.build(cfg.data, "data"), tmp_path / "cache")
+    first = data.load_tensors(images.entry.path)
+    kept = first["train"].clone()
+    assert str(images.entry.path) in Path("/proc/self/maps").read_text()
+    (images.entry.path / "meta.json").write_text("{")
+    data.open_images(spec.build(cfg.data, "data"), tmp_path / "cache")
+    assert (first["train"] == kept).all()
+    assert (data.load_tensors(images.entry.path)["train"] == kept).all()

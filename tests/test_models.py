@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -142,6 +143,19 @@ def test_the_seed_fixes_the_weights_whatever_was_drawn_before():
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
+@pytest.mark.parametrize(("name", "last"), [("regnetx_002", True), ("resnet18", False), ("wide_resnet50_2", False)])
+def test_layout_on_a_cpu_is_what_was_measured_and_changes_no_output(name, last):
+    net = models.build(model(f"model={name}"), IO, 0)
+    models.check_forward(net, IO)
+    assert net.prefers_last is last
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    plain = net.eval()(images)
+    placed = models.to_device(net, torch.device("cpu"))
+    inner = next(m.weight for m in placed.modules() if isinstance(m, nn.Conv2d) and min(m.weight.shape) > 1)
+    assert inner.is_contiguous(memory_format=torch.channels_last) is last
+    torch.testing.assert_close(placed(images), plain, rtol=1e-4, atol=1e-4)
+
+
 def test_checkpoint_loads_all_but_a_head_of_another_size(tmp_path):
     other = models.Signature(7, 32, IO.mean, IO.std)
     path = tmp_path / "w.safetensors"
@@ -201,6 +215,19 @@ def test_fit_is_the_plain_loop(results):
             optimizer.step()
     b.eval()
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def test_a_compiled_network_is_trained_in_place(monkeypatch, results):
+    # Traced, and run as traced: what the compiler itself makes of it takes minutes on a CPU and rounds differently.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    x = run.prepare(tiny(results, "none", "none", "train.epochs=2"))
+    plain, compiled = run.fresh(x), run.fresh(x)
+    fit = Fit(x.train, 0)
+    fit(plain, x.task.view("owner"))
+    fit.using(compile=True)(compiled, x.task.view("owner"))
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, msg=name)
 
 
 def test_fit_hooks(results):
