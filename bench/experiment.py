@@ -151,7 +151,9 @@ def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
         torch.set_num_threads(options.threads)
     # cuBLAS reads this when the first handle is made; without it matrix products refuse to be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # use_deterministic_algorithms(True, warn_only=True), which would import torch's compiler first: a second or more.
+    torch.set_deterministic_debug_mode("warn")
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # what it would tell the compiler
     node["train"] = node["train"].resolved(device)
     opened, other = task.open(node["data"], Path(options.results_dir) / "cache", device, say), None
     if (transfer := getattr(node["attack"], "transfer", None)) is not None:
