@@ -72,7 +72,7 @@ def test_every_job_builds(conf, experiment, scale):
 @pytest.mark.parametrize(("experiment", "scale"), [b for b in BOTH if b[0] not in ("digits", "architectures")])
 def test_every_network_has_room_for_its_mark(conf, tmp_path, experiment, scale):
     """Digits have the classes and the size of CIFAR-10: networks are built, keys drawn, nothing is trained."""
-    more = ["data=digits", *(["data@attack.transfer=null"] if experiment.endswith("transfer") else [])]
+    more = ["data=digits", *(["attack.transfer=null"] if experiment.endswith("transfer") else [])]
     seen = set()
     for words in itertools.product(*axes(experiment, scale, *more)):
         cfg = compose("config", overrides=[*words, f"results_dir={tmp_path}", "device=cpu"])
