@@ -20,7 +20,7 @@ from bench.cli import CONF
 from bench.spec import near
 from bench.types import UserError
 
-GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "experiment")
+GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "experiment", "scale")
 
 OTHER_CONFIG = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
@@ -102,7 +102,7 @@ def problem(argv: list[str]) -> str:
         for trial in trials:
             try:
                 cfg = compose("config", overrides=trial, return_hydra_config=True)
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: experiment=null
                 return _explain(error, trial)
             if hole := _hole(cfg):
                 return f"{hole} has no value: give {hole}=..."

@@ -39,6 +39,7 @@ PRESETS = {
     "mobilenetv3_small": "blocks.5.0.conv.weight",
     "regnetx_002": "s4.b1.conv3.conv.weight",
     "resnet18": "layer3.0.conv2.weight",
+    "resnet18_cifar": "layer4.0.conv2.weight",
     "resnet34": "layer3.0.conv2.weight",
     "swin_tiny": "layers.3.blocks.0.mlp.fc1.weight",
     "swinv2_tiny": "layers.3.blocks.0.mlp.fc1.weight",
@@ -46,6 +47,7 @@ PRESETS = {
     "vgg16_bn": "features.40.weight",
     "vit_tiny": "blocks.11.mlp.fc1.weight",
     "wide_resnet50_2": "layer3.0.conv2.weight",
+    "wrn_10_4": "layer3.0.conv2.weight",
 }
 
 
