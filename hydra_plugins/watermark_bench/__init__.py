@@ -29,6 +29,11 @@ Job = tuple[int, Sequence[str]]
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def brief(error: Exception) -> str:
+    """What an engine says of a dead worker, in a line: its first two, before the worker's own output."""
+    return f"{type(error).__name__}: {' '.join(' '.join(str(error).splitlines()[:2]).split()):.300}"
+
+
 class Work:
     """One job in a worker, and all that the worker needs for it."""
 
@@ -82,9 +87,7 @@ class Workers(Launcher):
         returns = []
         for num, result in self.results(Work(self.context, self.task, self.config), jobs):
             if isinstance(result, Exception):
-                # The worker could not say it any more.
-                line = " ".join(str(result).split())
-                cli.note(folder, num, "failed", title[num], f"its worker died: {type(result).__name__}: {line:.200}")
+                cli.note(folder, num, "failed", title[num], f"its worker died: {brief(result)}")
                 result = "failed"
             returns.append(JobReturn(title[num].split(), status=JobStatus.COMPLETED, _return_value=result))
         return returns
@@ -164,7 +167,7 @@ with contextlib.suppress(ImportError):
                 return super().launch(job_overrides, initial_job_idx)
             except Exception as error:
                 folder = Path(self.config.hydra.sweep.dir)
-                why = f"not finished: {type(error).__name__}: {' '.join(str(error).split()):.200}"
+                why = f"not finished: {brief(error)}"
                 for num, words in enumerate(job_overrides, initial_job_idx):
                     if not (folder / f"job-{num}.json").exists():
                         cli.note(folder, num, "failed", " ".join(filter_overrides(words)), why)
