@@ -210,9 +210,12 @@ def kill(process: subprocess.Popen) -> None:
 @needs("ray")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the test finds a node's processes in /proc")
 def test_a_ray_node_killed_in_the_middle_of_a_sweep_costs_no_row(tmp_path, plain):
+    import ray
+
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
     # A short folder, because Ray puts sockets there, and one of its own, so that no other cluster is disturbed.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         start = [
@@ -222,9 +225,9 @@ def test_a_ray_node_killed_in_the_middle_of_a_sweep_costs_no_row(tmp_path, plain
             "--num-cpus=1",
             "--disable-usage-stats",
         ]
-        head = ["--head", f"--port={address.split(':')[1]}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+        head = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        nodes = [subprocess.Popen([*start, *head, "--include-dashboard=false"], **quiet)]
+        nodes = [subprocess.Popen([*start, *head], **quiet)]
         try:
             probe = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(len(ray.nodes()))"
 

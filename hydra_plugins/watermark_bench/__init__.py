@@ -128,17 +128,19 @@ class Ray(Workers):
     def results(self, work: Work, jobs: list[Job]) -> Iterator[tuple[int, str | Exception]]:
         import ray
 
-        if not ray.is_initialized():
-            # Workers are started by the cluster's nodes, in their environment: ours has to be named.
-            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            env = {"env_vars": {"PYTHONPATH": path, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
-            try:
-                ray.init(address=self.options["address"], runtime_env=env, logging_level="warning")
-            except ConnectionError as error:
-                sys.exit(f"error: launcher=ray: no cluster to be reached: {' '.join(str(error).split())}")
-        # A task whose worker or node died is begun again elsewhere: what it had finished is in the cache.
-        options = {k: v for k, v in self.options.items() if k != "address"}
-        task, shared = ray.remote(**options)(_task), ray.put(work)
+        # Workers are started by the cluster's nodes, in their environment: ours has to be named.
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env = {"env_vars": {"PYTHONPATH": path, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
+        options = dict(self.options)
+        try:
+            # A sweep in batches (hydra.sweeper.max_batch_size) comes here again.
+            if not ray.is_initialized():
+                ray.init(address=options["address"], runtime_env=env, logging_level="warning")
+            del options["address"]
+            # A task whose worker or node died is begun again elsewhere: what it had finished is in the cache.
+            task, shared = ray.remote(**options)(_task), ray.put(work)
+        except Exception as error:  # no cluster at that address, an option it does not know
+            sys.exit(f"error: launcher=ray: {' '.join(str(error).split())}")
         pending = {task.remote(shared, num, list(words)): num for num, words in jobs}
         while pending:
             # Those that end within a second are taken together: a wait costs time for each that it waits for.
