@@ -137,7 +137,7 @@ def plain(tmp_path_factory) -> dict[str, list[dict]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_launcher_gives_the_rows_of_a_plain_sweep_and_trains_nothing_twice(tmp_path, plain, engine):
-    done = command(*GRID, *HERE[engine], cwd=tmp_path)
+    done = command(*GRID, *HERE[engine], cwd=tmp_path, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "done 8, cached 0, skipped 0, failed 0" in done.stdout
     assert rows(tmp_path / "results") == plain
@@ -148,7 +148,7 @@ def test_a_launcher_gives_the_rows_of_a_plain_sweep_and_trains_nothing_twice(tmp
     (notes,) = (tmp_path / "results" / "sweeps").glob("*/jobs.json")
     jobs = [note["job"].split() for note in json.loads(notes.read_text())]
     assert [job[0] for job in jobs] == ["attack=noise"] * 4 + ["attack=none"] * 4
-    again = command(*GRID, *HERE[engine], cwd=tmp_path)
+    again = command(*GRID, *HERE[engine], cwd=tmp_path, HOME=str(tmp_path))
     assert "done 0, cached 8, skipped 0, failed 0" in again.stdout
 
 
@@ -161,7 +161,7 @@ def test_a_job_whose_worker_died_has_failed_and_the_same_command_goes_on(tmp_pat
     (tmp_path / "conf" / "attack" / "deadly.yaml").write_text(node)
     words = ["--config-dir", "conf", "-m", *HERE[engine], *TINY, "train.epochs=1", "method=none", "attack=deadly,none"]
     words += ["seed=0,1", "threads=1", *(["hydra.launcher.max_retries=1"] if engine == "ray" else [])]
-    env = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    env = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "HOME": str(tmp_path)}
     (tmp_path / "always").touch()
     done = command(*words, cwd=tmp_path, **env)
     assert done.returncode == 1, done.stderr
@@ -226,14 +226,18 @@ def test_a_ray_node_killed_in_the_middle_of_a_sweep_costs_no_row(tmp_path, plain
             "--disable-usage-stats",
         ]
         head = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        # Ray leaves a token in ~/.ray when it first runs alone, and a cluster started later asks its clients for it.
+        env = {**os.environ, "HOME": folder, "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": env}
         nodes = [subprocess.Popen([*start, *head], **quiet)]
         try:
             probe = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(len(ray.nodes()))"
 
             def wait_for(count: int) -> None:
                 for _ in range(30):
-                    seen = subprocess.run([sys.executable, "-c", probe, address], capture_output=True, text=True)
+                    seen = subprocess.run(
+                        [sys.executable, "-c", probe, address], capture_output=True, text=True, env=env
+                    )
                     if seen.stdout.strip() == str(count):
                         return
                     time.sleep(2)
@@ -243,7 +247,6 @@ def test_a_ray_node_killed_in_the_middle_of_a_sweep_costs_no_row(tmp_path, plain
             nodes.append(subprocess.Popen([*start, f"--address={address}"], **quiet))
             wait_for(2)
             words = [sys.executable, "-m", "bench", *GRID, "launcher=ray", f"hydra.launcher.address={address}"]
-            env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
             with open(tmp_path / "log", "w") as log:
                 sweep = subprocess.Popen(words, cwd=tmp_path, env=env, stdout=log, stderr=subprocess.STDOUT)
                 while sweep.poll() is None and not any((tmp_path / "results" / "runs").rglob("*.json")):
