@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
 # Before torch is imported. OpenMP's threads spin for 3 ms while they wait, which makes two jobs on the same cores ten
 # times slower; not to spin at all costs a job that has the cores to itself a quarter. This is 0.1 ms.
@@ -32,6 +33,8 @@ def main(cfg: DictConfig) -> str:
     title = " ".join(HydraConfig.get().overrides.task)
     if sweep:
         terminal.say(f"\n[{HydraConfig.get().job.num + 1}] {title}")
+        if cfg.device == "auto":
+            cfg.device = turn(HydraConfig.get().job.num)
     outcome = job(cfg, terminal.say)
     if outcome.rows:
         terminal.table(outcome.rows, cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage, outcome.boundary)
@@ -41,15 +44,40 @@ def main(cfg: DictConfig) -> str:
         print(f"{outcome.path}{' (was there already)' if outcome.status == 'cached' else ''}", flush=True)
     if sweep:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        note = {"status": outcome.status, "job": title, "message": outcome.message}
-        (folder / f"job-{HydraConfig.get().job.num}.json").write_text(json.dumps(note))
+        note(folder, HydraConfig.get().job.num, outcome.status, title, outcome.message)
     elif outcome.status == "failed":
         sys.exit(outcome.code)
     return outcome.status
 
 
+def turn(num: int) -> str:
+    """The device of a sweep's job: with several GPUs each job takes the next one."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return f"cuda:{num % gpus}" if gpus > 1 else "auto"
+
+
+def note(folder: Path, num: int, status: str, job: str, message: str) -> None:
+    """Leave a job's outcome in the sweep's folder, for the sweep's end."""
+    (folder / f"job-{num}.json").write_text(json.dumps({"status": status, "job": job, "message": message}))
+
+
 class Sweep(Callback):
-    """At the end of a multirun, one line of what became of its jobs; exit status 1 if any failed."""
+    """Before a multirun, the order of its jobs; at its end, one line of what became of them, exit status 1 if any
+    failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Let the attack vary slowest in a parallel sweep: jobs that start together then need different marks, where
+        one attack after another on the same mark would all wait for whoever trains it."""
+        hydra = config.hydra
+        if hydra.launcher._target_.endswith(".BasicLauncher") or not hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return
+        # As the sweeper joins them; a key keeps its first place, and its last value wins.
+        words = [*(f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()), *hydra.overrides.task]
+        words.sort(key=lambda word: not re.match(r"[+~]*([\w/]+@)?attack\b", word))
+        with read_write(hydra), open_dict(hydra):
+            hydra.sweeper.params, hydra.overrides.task = {}, words
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

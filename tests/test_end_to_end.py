@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import joblib
 import pytest
 
 from bench.types import ROW_FIELDS
@@ -110,8 +111,9 @@ class Third(Method):
     assert list((tmp_path / "results" / "runs" / "third" / "prune").glob("*.json"))
 
 
-def test_joblib_workers_share_the_cache_and_are_counted(tmp_path):
+def test_joblib_workers_share_cache_and_cores_and_are_counted(tmp_path, monkeypatch):
     """Two processes that need the same host train it once; the sweep's end counts the jobs of both."""
+    monkeypatch.delenv("OMP_NUM_THREADS")  # it would be the user's own choice of threads
     words = ["-m", "launcher=joblib", *TINY, "train.epochs=1", "method=uchida,none", "attack=prune,none"]
     done = command(*words, f"results_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -119,4 +121,10 @@ def test_joblib_workers_share_the_cache_and_are_counted(tmp_path):
     hosts = [p for p in (tmp_path / "cache" / "host").iterdir() if p.is_dir()]
     assert len(hosts) == 1
     assert (done.stdout + done.stderr).count("host: training") == 1
-    assert len(list((tmp_path / "runs").rglob("*.json"))) == 4
+    assert (done.stdout + done.stderr).count("mark: embedding") == 1
+    runs = [json.loads(p.read_text()) for p in (tmp_path / "runs").rglob("*.json")]
+    assert len(runs) == 4
+    assert {run["env"]["threads"] for run in runs} == {max(1, joblib.cpu_count() // 2)}
+    (notes,) = (tmp_path / "sweeps").glob("*/jobs.json")
+    jobs = [note["job"].split() for note in json.loads(notes.read_text())]
+    assert [job[0] for job in jobs] == ["attack=prune"] * 2 + ["attack=none"] * 2

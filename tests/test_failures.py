@@ -68,7 +68,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["attack=finetune", "attack.transfer=cifar100"], "data@attack.transfer=cifar100"),
         (["attack=finetune", "data@attack.transfer=digits"], "is the same data set"),
         (["attack=finetune", "data@attack.transfer=parquet", "attack.transfer.path=nowhere"], "no such folder"),
-        (["launcher=slurm"], "unknown launcher 'slurm'"),
+        (["launcher=pbs"], "unknown launcher 'pbs'"),
         (["task=segmentation"], "unknown task 'segmentation'"),
     ],
 )
