@@ -130,7 +130,8 @@ class Ray(Workers):
 
         # Workers are started by the cluster's nodes, in their environment: ours has to be named.
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        env = {"env_vars": {"PYTHONPATH": path, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
+        waiting = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
+        env = {"env_vars": {"PYTHONPATH": path, **waiting}}
         options = dict(self.options)
         try:
             # A sweep in batches (hydra.sweeper.max_batch_size) comes here again.
