@@ -115,7 +115,7 @@ def test_an_engine_that_is_not_installed_is_one_line(monkeypatch, name):
 
 def rows(results: Path) -> dict[str, list[dict]]:
     """Every run file below a folder, without what no two runs share."""
-    own = {"seconds", "peak_mb", "created_at"}
+    own = {"seconds", "peak_mb", "created_at", "commit"}
     return {
         str(path.relative_to(results)): [
             {name: value for name, value in row.items() if name not in own}
