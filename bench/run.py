@@ -49,7 +49,7 @@ def host(x: Experiment) -> cache.Entry:
         model = fresh(x)
         return make(x, folder, lambda: owner_fit(x)(model, x.task.view("owner")))[1]
 
-    return cache.cached(x.results / "cache", "host", x.host_identity, build, x.say)
+    return cache.cached(x.cache, "host", x.host_identity, build, x.say)
 
 
 def mark(x: Experiment) -> cache.Entry:
@@ -71,7 +71,7 @@ def mark(x: Experiment) -> cache.Entry:
         x.say(f"mark: BER {error:.4g}, the weakest bit is read at {weakest:.3f} (0.5: undecided, 1: certain)")
         return measured | {"ber": error, "weakest": weakest, "n_bits": key.n_bits}
 
-    entry = cache.cached(x.results / "cache", "mark", x.mark_identity, build, x.say)
+    entry = cache.cached(x.cache, "mark", x.mark_identity, build, x.say)
     if entry["ber"] > 0:
         x.say(
             f"warning: the embedding is incomplete: {round(entry['ber'] * entry['n_bits'], 1):g} of "
