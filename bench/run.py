@@ -247,12 +247,14 @@ def skip_reason(rows: list[Row]) -> str:
 
 
 def finished(path: Path, say: Callable[[str], None]) -> list[Row]:
-    """Rows of a run that need not be repeated: its file is there, whole, and nothing in it failed."""
+    """Rows of a run that need not be repeated: its file is there, whole, or compacted, and nothing in it failed."""
     try:
         rows = [Row(**row) for row in store.read_run(path)["rows"]]
     except FileNotFoundError:
         return []
     except (UserError, TypeError) as error:
+        if isinstance(error, UserError) and not path.exists():
+            raise  # the parquet of all compacted runs is broken: that is not mended by running them all again
         say(f"{error}; running it again")
         return []
     return [] if any(row.status == "failed" for row in rows) else rows
