@@ -146,7 +146,8 @@ def _exact(runs: list[tuple[str, dict]]) -> Iterator[pa.Table]:
     back = dict(_runs(table))
     # Bytes, because 1 == 1.0 == True and dicts are equal in any order; version 2 writes equal content equally.
     same = [file for file, run in runs if marshal.dumps(back[file], 2) == marshal.dumps(run, 2)]
-    yield table if len(same) == len(runs) else table.filter(pc.is_in(table["file"].cast("string"), pa.array(same)))
+    kept = pc.is_in(table["file"].cast("string"), pa.array(same, pa.string()))
+    yield table if len(same) == len(runs) else table.filter(kept)
 
 
 def _stamp(path: str | Path) -> tuple[int, ...] | None:
