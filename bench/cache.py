@@ -35,7 +35,7 @@ class Cache:
     """Where stages are kept: a folder of this machine and, if it has a URL, a store shared with others."""
 
     root: str
-    url: str | None = None
+    url: str | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def cached(
 
     Raises UserError when the disk is full or not writable, ConfigError for a shared store that cannot be used.
     """
-    place = place if isinstance(place, Cache) else Cache(str(place))
+    place = place if isinstance(place, Cache) else Cache(str(place), url=None)
     shared = remote.connect(place.url) if place.url else None
     identity = {"version": VERSION, "stage": stage, **spec.canonical(identity)}
     address = spec.digest(identity)

@@ -54,8 +54,8 @@ def _table(runs: list[tuple[str, dict]]) -> pa.Table:
     return pa.table({"file": texts.pop("file"), **columns, **texts})
 
 
-def _runs(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file, run) of a table, in its order. Runs share the nodes of their configurations that read the same."""
+def _columns(table: pa.Table) -> Iterator[dict[str, list]]:
+    """The values of every column, JSON parsed, in pieces of the table. What reads the same is one object."""
     parsed: dict[str | None, Any] = {}
 
     def values(name: str, column: pa.Array) -> list:
@@ -66,9 +66,14 @@ def _runs(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
             texts = [parsed[t] if t in parsed else parsed.setdefault(t, json.loads(t)) for t in texts]
         return [*map([*texts, None].__getitem__, column.indices.fill_null(len(texts)).to_pylist())]
 
-    last, run = None, {}
     for batch in table.to_batches():
-        columns = {name: values(name, column) for name, column in zip(table.column_names, batch.columns, strict=True)}
+        yield {name: values(name, column) for name, column in zip(table.column_names, batch.columns, strict=True)}
+
+
+def _runs(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file, run) of a table, in its order. Runs share the nodes of their configurations that read the same."""
+    last, run = None, {}
+    for columns in _columns(table):
         cells = zip(*(columns[name] for name in ROW_FIELDS), strict=True)
         for i, (file, whole, row) in enumerate(zip(columns["file"], columns["whole"], cells, strict=True)):
             if file != last:
@@ -109,6 +114,25 @@ def read(path: Path, below: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
                 return  # somebody else's file in a folder further up
             table = table.filter(pc.starts_with(table["file"].cast("string"), below))
         yield from _runs(table)
+
+
+def columns(path: Path) -> dict[str, list]:
+    """The columns of store.frame for a whole parquet, without its runs: several times faster. Raises UserError."""
+    import pyarrow.parquet as pq
+
+    out: dict[str, list] = {name: [] for name in store.COLUMNS}
+    with _reading(path):
+        needed = [*ROW_FIELDS, "whole", "config.attack", "config.verify"]
+        for part in _columns(pq.ParquetFile(path).read(columns=needed)):
+            for i, names in enumerate(part["whole"]):
+                for name in names.split() if names else ():
+                    part[name][i] = int(part[name][i])
+            for name in ROW_FIELDS:
+                out[name] += part[name]
+            out["goal"] += [node["goal"] for node in part["config.attack"]]
+            for name in ("max_damage", "alpha"):
+                out[name] += [node[name] for node in part["config.verify"]]
+    return out
 
 
 def find(path: Path) -> dict[str, Any] | None:

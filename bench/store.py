@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIELDS = frozenset(ROW_FIELDS)
+COLUMNS = [*ROW_FIELDS, "goal", "max_damage", "alpha"]
 GATHERED = "runs.parquet"
 FILTERS = ("method", "attack", "model", "data", "seed")
 
@@ -180,11 +181,19 @@ def frame(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
         verify = run["config"]["verify"]
         judge = (run["config"]["attack"]["goal"], verify["max_damage"], verify["alpha"])
         rows += [(*values(row), *judge) for row in run["rows"]]
-    return pd.DataFrame(rows, columns=[*ROW_FIELDS, "goal", "max_damage", "alpha"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """All rows of a folder as one tidy DataFrame (see `frame`)."""
+    """All rows of a folder as one tidy DataFrame (see `frame`). Raises UserError when there is none."""
+    loose, gathered = files(path)
+    if not loose and gathered == [os.path.join(path, GATHERED)]:
+        import pandas as pd
+
+        from bench import compact
+
+        with contextlib.suppress(FileNotFoundError), _no_collector():
+            return pd.DataFrame(compact.columns(Path(gathered[0])))
     return _collected(path, frame)
 
 

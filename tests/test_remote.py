@@ -108,7 +108,7 @@ def test_uploads_that_fail_are_a_warning_and_made_up_for(machines, monkeypatch):
     assert line.endswith("(ZeroDivisionError: division by zero); it is kept here")
     assert b.ask().built  # nothing was there
     a.ask(2)
-    a.place, place = cache.Cache(a.place.root), a.place
+    a.place, place = cache.Cache(a.place.root, None), a.place
     assert a.ask(3).built  # without the store
     a.place = place
     assert not a.ask(3).built
