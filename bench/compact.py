@@ -260,6 +260,15 @@ def _compact(folder: Path) -> str:
     return f"{done}; left as files: {rest}" if rest else done
 
 
+def _trimmed(table: pa.Table) -> pa.Table:
+    """The table with dictionaries of what occurs in it only: a row group is written with all of its dictionaries."""
+    import pyarrow as pa
+
+    texts = {f.name for f in table.schema if pa.types.is_dictionary(f.type)}
+    columns = {n: table[n].cast("string").dictionary_encode() if n in texts else table[n] for n in table.column_names}
+    return pa.table(columns).unify_dictionaries()
+
+
 def _write(path: Path, tables: Iterable[pa.Table]) -> None:
     """Publish tables as one parquet, sorted as store.read_runs sorts files; rows of a run keep their order."""
     import pyarrow as pa
@@ -273,7 +282,9 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         # Statistics of the file names alone: they find one run; those of 40 columns would be the larger part of it.
-        pq.write_table(table, aside, row_group_size=GROUP, compression="zstd", write_statistics=["file"])
+        with pq.ParquetWriter(aside, table.schema, compression="zstd", write_statistics=["file"]) as writer:
+            for start in range(0, table.num_rows, GROUP):
+                writer.write_table(_trimmed(table.slice(start, GROUP)))
         if pq.read_metadata(aside).num_rows != table.num_rows:
             raise OSError("rows are missing")
         with open(aside, "rb") as file:

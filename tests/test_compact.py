@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from bench import compact, plots, store
@@ -79,6 +80,9 @@ def test_a_look_up_reads_few_rows(tmp_path, monkeypatch):
     paths = loose(folder)
     each = {path: store.read_run(path) for path in paths}
     compact.compact(folder)
+    groups = pq.ParquetFile(folder / "runs.parquet")
+    for i in range(groups.num_row_groups):  # each with a dictionary of its own few names
+        assert len(groups.read_row_group(i)["run_id"].chunk(0).dictionary) < 4
     read, runs_of = [], compact._runs
 
     def count(table):
@@ -160,8 +164,6 @@ def test_a_killed_compaction_loses_nothing(folder, monkeypatch, when):
     def third(self, **kwargs):
         calls.append(self)
         return kill() if len(calls) == 4 else unlink(self, **kwargs)
-
-    import pyarrow.parquet as pq
 
     with monkeypatch.context() as patched:
         target = {
