@@ -2,7 +2,8 @@
 
 Under one lock per address: build in a folder aside, write checksums, publish by renaming the folder. A killed
 build leaves only a folder aside, which the next build of the same address removes; a reader verifies checksums and
-a mismatch is reported and built again. Only safetensors and JSON are read: no pickle.
+a mismatch is reported and built again. Only safetensors and JSON are read: no pickle. What is not here may be in a
+store that machines share (bench.remote): it is fetched into the folder aside, and what was built here is uploaded.
 """
 
 from __future__ import annotations
@@ -22,11 +23,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from bench import spec, store
+from bench import remote, spec, store
 from bench.types import UserError
 
 # Enters every address: raise it when training or data decoding would give other bytes for equal configuration.
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where stages are kept: a folder of this machine and, if it has a URL, a store shared with others."""
+
+    root: str
+    url: str | None
 
 
 @dataclass(frozen=True)
@@ -64,34 +73,23 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def cached(
-    root: str | Path,
+    place: str | Path | Cache,
     stage: str,
     identity: Any,
     build: Callable[[Path], dict[str, Any]],
     say: Callable[[str], None] = lambda line: None,
 ) -> Entry:
-    """The entry of (stage, identity), built by `build(folder) -> measured` unless it is there and intact.
+    """The entry of (stage, identity), built by `build(folder) -> measured` unless it is here or there and intact.
 
-    Raises UserError when the disk is full or not writable.
+    Raises UserError when the disk is full or not writable, ConfigError for a shared store that cannot be used.
     """
+    place = place if isinstance(place, Cache) else Cache(str(place), url=None)
+    shared = remote.connect(place.url) if place.url else None
     identity = {"version": VERSION, "stage": stage, **spec.canonical(identity)}
     address = spec.digest(identity)
-    path = Path(root) / stage / address
+    path = Path(place.root) / stage / address
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            try:
-                return Entry(path, _read(path), built=False)
-            except ValueError:
-                pass  # looked at again, and reported, under the lock
-        with _locked(path.with_name(f"{address}.lock"), stage, address, say):
-            if path.is_dir():
-                try:
-                    return Entry(path, _read(path), built=False)
-                except ValueError as error:
-                    say(f"cache: {stage}/{address} is corrupt ({error}); making it again")
-                    shutil.rmtree(path)
-            return _publish(path, identity, build)
+        entry = _here(path, identity, build, shared, say)
     except SafetensorError as error:
         # safetensors reports a full disk as an error of its own, without an errno.
         raise UserError(f"cannot write {path}: {error}; nothing was left half-written") from error
@@ -101,15 +99,49 @@ def cached(
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}; set results_dir=") from error
         raise
+    if shared:
+        # Without the lock: whoever waits here can go on. What an earlier run could not upload, this one does.
+        shared.offer(f"{stage}/{address}", path, say)
+    return entry
+
+
+def _here(
+    path: Path,
+    identity: dict[str, Any],
+    build: Callable[[Path], dict[str, Any]],
+    shared: remote.Remote | None,
+    say: Callable[[str], None],
+) -> Entry:
+    """The entry in its place on this machine: found, fetched or built, under its lock unless it was found."""
+    name = f"{path.parent.name}/{path.name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        try:
+            return Entry(path, _read(path), built=False)
+        except ValueError:
+            pass  # looked at again, and reported, under the lock
+    with _locked(path.with_name(f"{path.name}.lock"), name, say):
+        if path.is_dir():
+            try:
+                return Entry(path, _read(path), built=False)
+            except ValueError as error:
+                say(f"cache: {name} is corrupt ({error}); making it again")
+                shutil.rmtree(path)
+        if shared:
+            with _aside(path) as aside:
+                if meta := shared.fetch(name, aside, _read, say):
+                    os.rename(aside, path)
+                    return Entry(path, meta, built=False)
+        return _publish(path, identity, build)
 
 
 @contextlib.contextmanager
-def _locked(path: Path, stage: str, address: str, say: Callable[[str], None]) -> Iterator[None]:
+def _locked(path: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0.2)
     except Timeout:
-        say(f"waiting for another process that makes {stage}/{address}")
+        say(f"waiting for another process that makes {name}")
         lock.acquire()
     try:
         yield
@@ -117,14 +149,22 @@ def _locked(path: Path, stage: str, address: str, say: Callable[[str], None]) ->
         lock.release()
 
 
-def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]) -> Entry:
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
     # We hold the lock: whatever lies aside under this address was left by a process that was killed.
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.mkdir()
-    started = time.perf_counter()
     try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]) -> Entry:
+    with _aside(path) as aside:
+        started = time.perf_counter()
         measured = build(aside)
         meta = {
             "identity": identity,
@@ -136,5 +176,3 @@ def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]
         store.write_json(aside / "meta.json", meta)
         os.rename(aside, path)
         return Entry(path, meta, built=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.cache import Entry, cached
+from bench.cache import Cache, Entry, cached
 from bench.sources import Data
 from bench.types import ConfigError
 
@@ -41,7 +41,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "images.safetensors")
 
 
-def open_images(data: Data, cache: str | Path, say: Callable[[str], None] = lambda line: None) -> Images:
+def open_images(data: Data, cache: str | Path | Cache, say: Callable[[str], None] = lambda line: None) -> Images:
     """Decode a source into the cache, or find it there. Raises UserError or ConfigError for what the files lack."""
 
     def build(folder: Path) -> dict[str, Any]:

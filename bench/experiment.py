@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from bench import models, spec
+from bench.cache import Cache
 from bench.train import Train
 from bench.types import Attack, ConfigError, Method, Row, Task
 
@@ -64,6 +65,7 @@ class Experiment:
     data: Any
     train: Train
     verify: Verify
+    cache: Cache
     task: Task
     other: Task | None
     device: torch.device
@@ -143,7 +145,7 @@ def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
     """Build and check every node before anything costs time. Raises ConfigError or UserError."""
     names = [f.name for f in fields(Options)]
     options = spec.build({"_target_": "bench.experiment.Options", **{name: cfg.get(name) for name in names}}, "")
-    groups = ("method", "attack", "model", "data", "train", "verify")
+    groups = ("method", "attack", "model", "data", "train", "verify", "cache")
     node = {name: spec.build(cfg.get(name), name) for name in groups}
     task = spec.build(cfg.task, "task")
     device = pick_device(options.device)
@@ -155,7 +157,7 @@ def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
     torch.set_deterministic_debug_mode("warn")
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # what it would tell the compiler
     node["train"] = node["train"].resolved(device)
-    opened, other = task.open(node["data"], Path(options.results_dir) / "cache", device, say), None
+    opened, other = task.open(node["data"], node["cache"], device, say), None
     if (transfer := getattr(node["attack"], "transfer", None)) is not None:
         if not isinstance(transfer, dict):
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")

@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench import metrics, plots, store
+from bench import compact, metrics, plots, store
 from bench.metrics import missing
 from bench.plots import BEFORE, CELL, axis, ber, claim, interval, lines, number, places, seeds
-from bench.spec import choice, near
+from bench.spec import choice
 from bench.types import UserError
 
 POINT = [*CELL, "knob", "strength", "config_hash", "status"]
-FILTERS = ("method", "attack", "model", "data", "seed")
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
 NUMBERS += ["utility", "utility_victim", "utility_host"]
 GOALS = ("removal", "overwrite", "forge")
@@ -47,7 +46,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in config.items():
         if isinstance(value, dict) and not (prefix and "label" in value):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif prefix and key != "_target_" and prefix + key != "attack.seed":
+        elif prefix not in ("", "cache.") and key != "_target_" and prefix + key != "attack.seed":
             flat[prefix + key] = json.dumps(value["label"] if isinstance(value, dict) else value).replace('"', "")
     return flat
 
@@ -330,28 +329,19 @@ def strengths(df: pd.DataFrame, agg: pd.DataFrame) -> list[Table]:
     return [_strengths(block, ", ".join(at[:shown])) for at, block in groups]
 
 
-def selected(runs: list[dict], filters: Iterable[str]) -> list[dict]:
-    """Runs that pass every `key=value,value`. Raises UserError for an unknown key and for nothing left."""
-    runs = [run for run in runs if run["rows"]]
-    for item in filters:
-        key, _, value = item.partition("=")
-        choice("filter", key, FILTERS)
-        names = {str(run["rows"][0][key]) for run in runs}
-        runs = [run for run in runs if str(run["rows"][0][key]) in value.split(",")]
-        if not runs:
-            raise UserError(f"{item} leaves nothing; {near(value, names)}")
-    if not runs:
-        raise UserError("the run files hold no rows")
-    return runs
-
-
 def report(args: argparse.Namespace) -> bool:
     """Write and print everything; False when a control failed. Raises UserError for what the user can mend."""
     from rich.console import Console
 
     for name in (formats := args.formats.split(",")):
         choice("--formats", name, plots.FORMATS)
-    df = variants(selected(store.read_runs(args.runs or Path(args.results) / "runs"), args.filters))
+    runs = args.runs or Path(args.results) / "runs"
+    if args.compact:
+        if args.filters:
+            raise UserError(f"--compact gathers all runs: leave {args.filters[0]} out", 2)
+        print(compact.compact(runs))
+        return True
+    df = variants(store.selected(store.read_runs(runs), args.filters))
     agg, out, said = aggregate(df), Path(args.out or args.results), plots.legends(df)
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     first, rest = summary(df, agg), strengths(df, agg)
@@ -381,10 +371,11 @@ def report(args: argparse.Namespace) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m bench.report", description="Tables and figures of all runs.")
-    parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(FILTERS)}: a,b,...")
+    parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(store.FILTERS)}: a,b,...")
     parser.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
     parser.add_argument("--runs", help="folder of the run files (default: RESULTS/runs)")
     parser.add_argument("--out", help="where tables/ and figures/ go (default: RESULTS)")
+    parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
     parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
     args = parser.parse_intermixed_args(argv)
     if hasattr(sys.stdout, "reconfigure"):

@@ -49,7 +49,7 @@ def host(x: Experiment) -> cache.Entry:
         model = fresh(x)
         return make(x, folder, lambda: owner_fit(x)(model, x.task.view("owner")))[1]
 
-    return cache.cached(x.results / "cache", "host", x.host_identity, build, x.say)
+    return cache.cached(x.cache, "host", x.host_identity, build, x.say)
 
 
 def mark(x: Experiment) -> cache.Entry:
@@ -71,7 +71,7 @@ def mark(x: Experiment) -> cache.Entry:
         x.say(f"mark: BER {error:.4g}, the weakest bit is read at {weakest:.3f} (0.5: undecided, 1: certain)")
         return measured | {"ber": error, "weakest": weakest, "n_bits": key.n_bits}
 
-    entry = cache.cached(x.results / "cache", "mark", x.mark_identity, build, x.say)
+    entry = cache.cached(x.cache, "mark", x.mark_identity, build, x.say)
     if entry["ber"] > 0:
         x.say(
             f"warning: the embedding is incomplete: {round(entry['ber'] * entry['n_bits'], 1):g} of "
@@ -247,12 +247,14 @@ def skip_reason(rows: list[Row]) -> str:
 
 
 def finished(path: Path, say: Callable[[str], None]) -> list[Row]:
-    """Rows of a run that need not be repeated: its file is there, whole, and nothing in it failed."""
+    """Rows of a run that need not be repeated: its file is there, whole, or compacted, and nothing in it failed."""
     try:
         rows = [Row(**row) for row in store.read_run(path)["rows"]]
     except FileNotFoundError:
         return []
     except (UserError, TypeError) as error:
+        if isinstance(error, UserError) and not path.exists():
+            raise  # the parquet of all compacted runs is broken: that is not mended by running them all again
         say(f"{error}; running it again")
         return []
     return [] if any(row.status == "failed" for row in rows) else rows

@@ -1,20 +1,33 @@
-"""Run files: one small JSON per run, {config, env, rows}, written whole or not at all."""
+"""Run files: one small JSON per run, {config, env, rows}, written whole or not at all; many of them in one parquet
+once they were compacted (bench.compact), which readers here do not have to know."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import heapq
 import json
 import math
 import os
+import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from bench.spec import choice, near
 from bench.types import ROW_FIELDS, Row, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
+FIELDS = frozenset(ROW_FIELDS)
+COLUMNS = [*ROW_FIELDS, "goal", "max_damage", "alpha"]
+GATHERED = "runs.parquet"
+FILTERS = ("method", "attack", "model", "data", "seed")
 
 
 def run_path(results: str | Path, method: str, attack: str, run_id: str) -> Path:
@@ -54,46 +67,146 @@ def write_run(path: Path, config: dict, env: dict, rows: list[Row]) -> None:
     write_json(path, {"config": config, "env": env, "rows": [asdict(row) for row in rows]})
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """One run file. Raises UserError, naming the file, for anything that is not one."""
+def read_loose(path: str | Path) -> dict[str, Any]:
+    """One run file as it lies there. Raises FileNotFoundError, and UserError for anything that is no run file."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            run = json.loads(file.read())
         run["config"], run["env"]
         for row in run["rows"]:
-            if missing := set(ROW_FIELDS) - set(row):
+            if missing := FIELDS - row.keys():
                 raise KeyError(", ".join(sorted(missing)))
         return run
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a run file ({type(error).__name__}: {error}); delete it") from error
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """The run of a path, from its file or, where it was compacted, from the parquet (bench.compact).
+
+    Raises FileNotFoundError for neither and UserError, naming the file, for one that is not what it should be.
+    """
+    try:
+        return read_loose(path)
+    except FileNotFoundError:
+        from bench import compact
+
+        if run := compact.find(path):
+            return run
+        raise
+
+
+def files(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Run files and parquets of runs below a folder, each in a fixed order: run files by path, parquets top down."""
+    loose, gathered = [], []
+    for at, folders, names in os.walk(folder):
+        folders.sort()
+        loose += [f"{at}{os.sep}{name}" for name in names if name.endswith(".json") and not name.startswith(".")]
+        gathered += [f"{at}{os.sep}{name}" for name in names if name == GATHERED]
+    return sorted(loose, key=_parts), gathered
+
+
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)
+
+
+def no_runs(path: str | Path) -> UserError:
+    return UserError(f"no run files below {path}; make some: python -m bench method=neuralmark attack=prune")
+
+
+def _runs(path: Path) -> Iterator[dict[str, Any]]:
+    """Runs below a folder in the order of their paths, each once: a file counts before a compacted run."""
+    loose, gathered = files(path)  # before the parquets are opened: see bench.compact
+    sources = [((file, read_loose(file)) for file in loose)]
+    sources += [_gathered(file, os.path.dirname(file), "") for file in gathered]
+    full = path.resolve()
+    for up in full.parents[:2]:  # a folder of one that was compacted
+        if (file := up / GATHERED).is_file():
+            sources.append(_gathered(file, path, f"{full.relative_to(up).as_posix()}/"))
+    last = ""
+    for file, run in heapq.merge(*sources, key=lambda item: _parts(item[0])):
+        if file != last:
+            yield run
+        last = file
+    if not last:
+        raise no_runs(path)
+
+
+def _gathered(file: str | Path, at: str | Path, below: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    from bench import compact
+
+    for name, run in compact.read(Path(file), below):
+        yield os.path.join(at, name.removeprefix(below)), run
+
+
+def _collected(path: str | Path, collect: Callable[[Iterator[dict[str, Any]]], T]) -> T:
+    for _ in range(100):
+        try:
+            with _no_collector():
+                return collect(_runs(Path(path)))
+        except FileNotFoundError as error:
+            gone = error  # compacted while we read: from the start
+            time.sleep(0.1)
+    raise UserError(f"{gone.filename} cannot be read: {gone.strerror}")
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    # Millions of objects and no cycles: the collector would look at all of them again and again.
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def read_runs(path: str | Path) -> list[dict[str, Any]]:
-    """Every run file below a folder, in a fixed order. Raises UserError when there is none."""
-    files = sorted(p for p in Path(path).rglob("*.json") if not p.name.startswith("."))
-    if not files:
-        raise UserError(f"no run files below {path}; make some: python -m bench method=neuralmark attack=prune")
-    return [read_run(p) for p in files]
+    """Every run below a folder, in a fixed order. Raises UserError when there is none.
+
+    Configurations of compacted runs share what they have in common: not to be changed in place.
+    """
+    return _collected(path, list)
 
 
-def frame(runs: list[dict[str, Any]]) -> pd.DataFrame:
+def frame(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Rows of run files as one tidy DataFrame: the protocol's fields, then goal, max_damage and alpha."""
     import pandas as pd
 
-    rows = [
-        {
-            **{name: row[name] for name in ROW_FIELDS},
-            "goal": run["config"]["attack"]["goal"],
-            "max_damage": run["config"]["verify"]["max_damage"],
-            "alpha": run["config"]["verify"]["alpha"],
-        }
-        for run in runs
-        for row in run["rows"]
-    ]
-    return pd.DataFrame(rows, columns=[*ROW_FIELDS, "goal", "max_damage", "alpha"])
+    values, rows = itemgetter(*ROW_FIELDS), []
+    for run in runs:
+        verify = run["config"]["verify"]
+        judge = (run["config"]["attack"]["goal"], verify["max_damage"], verify["alpha"])
+        rows += [(*values(row), *judge) for row in run["rows"]]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """All rows of a folder as one tidy DataFrame (see `frame`)."""
-    return frame(read_runs(path))
+    """All rows of a folder as one tidy DataFrame (see `frame`). Raises UserError when there is none."""
+    loose, gathered = files(path)
+    if not loose and gathered == [os.path.join(path, GATHERED)]:
+        import pandas as pd
+
+        from bench import compact
+
+        with contextlib.suppress(FileNotFoundError), _no_collector():
+            return pd.DataFrame(compact.columns(Path(gathered[0])))
+    return _collected(path, frame)
+
+
+def selected(runs: list[dict], filters: Iterable[str]) -> list[dict]:
+    """Runs that pass every `key=value,value`. Raises UserError for an unknown key and for nothing left."""
+    runs = [run for run in runs if run["rows"]]
+    for item in filters:
+        key, _, value = item.partition("=")
+        choice("filter", key, FILTERS)
+        names = {str(run["rows"][0][key]) for run in runs}
+        runs = [run for run in runs if str(run["rows"][0][key]) in value.split(",")]
+        if not runs:
+            raise UserError(f"{item} leaves nothing; {near(value, names)}")
+    if not runs:
+        raise UserError("the run files hold no rows")
+    return runs

@@ -55,9 +55,11 @@ def help_text() -> str:
         out.append(f"{group}=")
         out += [f"  {name:18} {_first_comment(CONF / group / f'{name}.yaml')}" for name in options(group)]
     out.append("options")
+    node = ""
     for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
+        node = line[:-1] if re.match(r"\w+:$", line) else node
         if found := re.match(r"( *)(\w+): +(\S+) +# (.*)", line):
-            name = f"verify.{found[2]}" if found[1] else found[2]
+            name = f"{node}.{found[2]}" if found[1] else found[2]
             out.append(f"  {f'{name}={found[3]}':28} {found[4]}")
     return "\n".join(out)
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from bench import data as datasets
 from bench import models, spec
+from bench.cache import Cache
 from bench.sources import Data
 from bench.types import ConfigError
 
@@ -36,7 +37,7 @@ class Classification:
     def __post_init__(self) -> None:
         spec.at_least("task.eval_batch", self.eval_batch, 1)
 
-    def open(self, data: Data, cache: Path, device: torch.device, say: Callable[[str], None]) -> ClassificationTask:
+    def open(self, data: Data, cache: Cache, device: torch.device, say: Callable[[str], None]) -> ClassificationTask:
         """The task over a data set, with the judge's view. Raises UserError for data that cannot be had."""
         images = datasets.open_images(data, cache, say)
         index = datasets.split_indices(data, images.entry["train"], images.entry["test"])
@@ -56,7 +57,7 @@ class ClassificationTask:
     config: Classification
     images: datasets.Images
     index: dict[str, Tensor]
-    cache: Path
+    cache: Cache
     device: torch.device
     say: Callable[[str], None]
     role: str = "judge"

@@ -1,0 +1,183 @@
+"""Reading 100,000 run files, before and after `python -m bench.report --compact`: seconds, memory, one look-up.
+
+    python benchmarks/store.py [--quick] [--json FILE]
+
+Synthetic runs in the shape of real ones (the composed configurations of all methods and attacks, 3 to 11 rows each) are
+written into a temporary folder. Every figure is a process of its own; the rounds of all cases take turns, in changing
+order, with the baseline: `json.loads` of every file, and nothing else. Files are read from the page cache, so that the
+processor is all that counts: ratios are of its seconds (of all threads), which a busy machine stretches less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+BASELINE = "json.loads of every file"
+# name: (folder, what is timed, the highest ratio to the baseline that we want)
+CASES = {
+    BASELINE: ("loose", "plain", None),
+    "read_runs, files": ("loose", "read_runs", 1.0),
+    "load, files": ("loose", "load", 1.25),
+    "read_runs, compacted": ("compacted", "read_runs", 0.6),
+    "load, compacted": ("compacted", "load", 0.4),
+}
+LOOKUPS = ("look-up of a run, files", "look-up of a run, compacted")
+
+
+def templates() -> list[dict]:
+    """The resolved configurations of every method with every attack."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from bench.usage import options
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        pairs = [(m, a) for m in options("method") for a in options("attack")]
+        cfgs = [compose("config", overrides=[f"method={m}", f"attack={a}"]) for m, a in pairs]
+        return [
+            {"names": n, "config": OmegaConf.to_container(c, resolve=True)} for n, c in zip(pairs, cfgs, strict=True)
+        ]
+
+
+def generate(folder: Path, count: int) -> int:
+    """Write `count` run files; returns the number of their rows."""
+    from bench import store
+    from bench.types import ROW_FIELDS
+
+    draw, shapes, total = random.Random(0), templates(), 0
+    env = {"python": "3.11.7", "platform": "Linux-6.1-x86_64-with-glibc2.36", "bench": "0.1.0", "torch": "2.9.0"}
+    env |= {"timm": "1.0.20", "numpy": "2.2.0", "device": "cpu", "threads": 1}
+    for i in range(count):
+        shape = shapes[i % len(shapes)]
+        method, attack = shape["names"]
+        seed, model = i // len(shapes) % 20, f"resnet{i // len(shapes) // 20}"
+        config = {**shape["config"], "seed": seed, "model": {**shape["config"]["model"], "name": model}}
+        head = dict.fromkeys(ROW_FIELDS) | {
+            "run_id": f"{draw.getrandbits(64):016x}",
+            "method": method,
+            "attack": attack,
+        }
+        head |= {"model": model, "data": "digits", "seed": seed, "n_bits": 256, "utility_name": "top1", "device": "cpu"}
+        head |= {"status": "ok", "config_hash": f"{draw.getrandbits(64):016x}", "commit": "592e0e02b84e"}
+        head |= {"utility_victim": draw.uniform(90, 100), "utility_host": draw.uniform(90, 100)}
+        rows = []
+        for j in range(3 + i % 9):
+            strength = None if j < 2 else j - 2 if attack in ("finetune", "quantize") else (j - 1) / 10
+            row = head | {"knob": ("host", "none", "ratio")[min(j, 2)], "strength": strength, "ber": draw.random() / 2}
+            row |= {"log10_p": -77 * draw.random(), "detected": draw.random() < 0.5, "utility": draw.uniform(10, 100)}
+            row |= {"seconds": round(draw.uniform(0, 60), 3), "peak_mb": round(draw.uniform(900, 1100), 1)}
+            rows.append(row | {"created_at": f"2026-11-{1 + i % 28:02}T06:05:{j:02}Z"})
+        total += len(rows)
+        path = store.run_path(folder.parent, method, attack, head["run_id"])
+        path = folder / path.relative_to(folder.parent / "runs")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"config": config, "env": env, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return total
+
+
+def plain(folder: Path) -> list:
+    runs = []
+    for path in folder.rglob("*.json"):
+        with open(path, "rb") as file:
+            runs.append(json.loads(file.read()))
+    return runs
+
+
+def one(what: str, folder: Path, sample: list[str]) -> dict[str, float]:
+    """One measurement, in this process: seconds by the clock and of CPU; peak memory above the imports' in MB."""
+    import pandas as pd
+    import pyarrow.parquet  # noqa: F401
+
+    from bench import compact, store
+
+    pd.DataFrame([{"a": 1.0, "b": "x"}])
+    calls = {"plain": plain, "read_runs": store.read_runs, "load": store.load, "compact": compact.compact}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall, cpu = time.perf_counter(), time.process_time()
+    if what == "look-up":
+        for name in sample:
+            store.read_run(folder / name)
+    else:
+        _ = calls[what](folder)
+    n, cpu, wall = len(sample) or 1, time.process_time() - cpu, time.perf_counter() - wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": wall / n, "cpu": cpu / n, "mb": (peak - before) / 1024}
+
+
+def measured(what: str, folder: Path, sample: list[str] = ()) -> dict[str, float]:
+    words = [sys.executable, __file__, "--one", what, str(folder), *sample]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def used(folder: Path) -> float:
+    """MB that a folder takes on disk."""
+    return sum(path.stat().st_blocks for path in folder.rglob("*")) * 512 / 1e6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="2,000 runs, 3 rounds: under a minute")
+    parser.add_argument("--runs", type=int, help="number of run files (default: 100,000)")
+    parser.add_argument("--rounds", type=int, help="measurements of each case (default: 5)")
+    parser.add_argument("--json", metavar="FILE", help="write the table as a list of objects")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(args.one[0], Path(args.one[1]), args.one[2:])))
+        return 0
+    count, rounds = args.runs or (2_000 if args.quick else 100_000), args.rounds or (3 if args.quick else 5)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {name: Path(temporary) / name for name in ("loose", "compacted")}
+        rows = generate(folders["loose"], count)
+        shutil.copytree(folders["loose"], folders["compacted"], copy_function=os.link)
+        names = sorted(str(p.relative_to(folders["loose"])) for p in folders["loose"].rglob("*.json"))
+        sample = random.Random(1).sample(names, min(count, 200))
+        print(f"{count:,} runs, {rows:,} rows, {rounds} rounds", flush=True)
+        size = used(folders["loose"])
+        compacting = measured("compact", folders["compacted"])
+        took_cpu = f"{compacting['seconds']:.1f} s ({compacting['cpu']:.1f} s of CPU)"
+        print(f"--compact: {took_cpu}, {compacting['mb']:,.0f} MB of memory; ", end="")
+        print(f"{size:,.0f} MB of files to {used(folders['compacted']):,.1f} MB", flush=True)
+        took = {name: [] for name in (*CASES, *LOOKUPS)}
+        for i in range(rounds):
+            order = [*took]
+            for name in order[i % len(order) :] + order[: i % len(order)]:
+                if name in CASES:
+                    took[name].append(measured(CASES[name][1], folders[CASES[name][0]]))
+                else:
+                    took[name].append(measured("look-up", folders[name.split()[-1].replace("files", "loose")], sample))
+    table = []
+    print(f"{'':28} {'seconds':>10} {'CPU':>10} {'MB':>7} {'ratio':>7} {'±':>6}  goal")
+    for name, results in took.items():
+        against = LOOKUPS[0] if name in LOOKUPS else BASELINE
+        ratios = [r["cpu"] / b["cpu"] for r, b in zip(results, took[against], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        spread, goal = (high - low) / 2, CASES[name][2] if name in CASES else None
+        line = {"case": name, "baseline": against, "ratio": round(ratio, 4), "spread": round(spread, 4)}
+        line |= {"goal": goal and f"<= {goal}", "met": None if goal is None else ratio <= goal}
+        line |= {key: statistics.median(r[key] for r in results) for key in ("seconds", "cpu", "mb")}
+        table.append(line)
+        unit, times = ("s ", 1) if name in CASES else ("ms", 1000)
+        seconds, cpu = (f"{line[key] * times:7.2f} {unit}" for key in ("seconds", "cpu"))
+        said = "" if goal is None else f"<= {goal}{'' if line['met'] else ' MISSED'}"
+        print(f"{name:28} {seconds:>10} {cpu:>10} {line['mb']:7,.0f} {ratio:7.2f} {spread:6.2f}  {said}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
