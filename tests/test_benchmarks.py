@@ -45,8 +45,9 @@ def test_the_table_and_the_file_say_the_same(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.parametrize("script", ["loop", "overhead", "memory", "seeds", "layout"])
+@pytest.mark.parametrize(
+    "script", [pytest.param("loop", marks=pytest.mark.quick), "overhead", "memory", "seeds", "layout"]
+)
 def test_the_scripts_run(script, tmp_path):
     file = tmp_path / "out.json"
     narrow = {"loop": "4 conv", "overhead": "uchida", "seeds": "4 conv", "layout": "alexnet"}
