@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/: their arithmetic here, and each for real among the slow tests. No test asserts a time."""
+"""The scripts of benchmarks/: their arithmetic here, and five for real among the slow tests. No test asserts a time."""
 
 from __future__ import annotations
 
