@@ -37,7 +37,8 @@ def main(cfg: DictConfig) -> str:
             cfg.device = turn(HydraConfig.get().job.num)
     outcome = job(cfg, terminal.say)
     if outcome.rows:
-        terminal.table(outcome.rows, cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage, outcome.boundary)
+        judge = (cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage)
+        terminal.table(outcome.rows, *judge, outcome.boundary, outcome.controls)
     if outcome.status == "failed":
         terminal.say(f"error: {outcome.message}")
     elif outcome.path is not None:

@@ -1,9 +1,9 @@
 """Run files gathered into one: `python -m bench.report --compact` writes results/runs/runs.parquet.
 
 One record per row, readable by any parquet reader: `file` (the run file's path below the folder), the protocol's
-fields, and `env` and every node of the configuration (`config.method`, ...) as JSON text, which repeats and so costs
-next to nothing. `keys` is the order of the nodes and `whole` names the numbers that the run file wrote without a
-fraction, so that a run comes back exactly as it was; one that would not stays a file of its own.
+fields, and `env`, `controls` and every node of the configuration (`config.method`, ...) as JSON text, which repeats and
+so costs next to nothing. `keys` is the order of the nodes and `whole` names the numbers that the run file wrote
+without a fraction, so that a run comes back exactly as it was; one that would not stays a file of its own.
 
 Loose files go on being written and count before the gathered ones. A reader lists them first and opens the parquet
 after that; here the parquet is published first and the loose files are deleted after that: nobody misses a run.
@@ -45,7 +45,8 @@ def _table(runs: list[tuple[str, dict]]) -> pa.Table:
     columns["whole"] = pa.array([" ".join(n for n in FLOATS if type(row[n]) is int) for row in rows])
     texts = {"file": [file for file, _ in runs]}
     texts["keys"] = [json.dumps([*run["config"]]) for _, run in runs]
-    texts["env"] = [json.dumps(run["env"]) for _, run in runs]
+    for key in ("env", "controls"):
+        texts[key] = [json.dumps(run[key]) for _, run in runs]
     for key in dict.fromkeys(key for _, run in runs for key in run["config"]):
         texts[f"config.{key}"] = [json.dumps(run["config"][key]) if key in run["config"] else None for _, run in runs]
     at = pa.array([i for i, (_, run) in enumerate(runs) for _ in run["rows"]])
@@ -62,7 +63,7 @@ def _columns(table: pa.Table) -> Iterator[dict[str, list]]:
         if not hasattr(column, "dictionary"):
             return column.to_pylist()
         texts = column.dictionary.to_pylist()
-        if name in ("keys", "env") or name.startswith("config."):
+        if name in ("keys", "env", "controls") or name.startswith("config."):
             texts = [parsed[t] if t in parsed else parsed.setdefault(t, json.loads(t)) for t in texts]
         return [*map([*texts, None].__getitem__, column.indices.fill_null(len(texts)).to_pylist())]
 
@@ -80,7 +81,8 @@ def _runs(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
                 if last is not None:
                     yield last, run
                 config = {key: columns[f"config.{key}"][i] for key in columns["keys"][i]}
-                last, run = file, {"config": config, "env": columns["env"][i], "rows": []}
+                blocks = {name: columns[name][i] for name in ("env", "controls")}
+                last, run = file, {"config": config, **blocks, "rows": []}
             fields = dict(zip(ROW_FIELDS, row, strict=False))
             if whole:
                 fields |= {name: int(fields[name]) for name in whole.split()}
@@ -122,7 +124,7 @@ def columns(path: Path) -> dict[str, list]:
 
     out: dict[str, list] = {name: [] for name in store.COLUMNS}
     with _reading(path):
-        needed = [*ROW_FIELDS, "whole", "config.attack", "config.verify"]
+        needed = [*ROW_FIELDS, "whole", "controls", "config.attack", "config.verify"]
         for part in _columns(pq.ParquetFile(path).read(columns=needed)):
             for i, names in enumerate(part["whole"]):
                 for name in names.split() if names else ():
@@ -132,6 +134,8 @@ def columns(path: Path) -> dict[str, list]:
             out["goal"] += [node["goal"] for node in part["config.attack"]]
             for name in ("max_damage", "alpha"):
                 out[name] += [node[name] for node in part["config.verify"]]
+            for name in store.CONTROLS:
+                out[name] += [(tried or {}).get(name) for tried in part["controls"]]
     return out
 
 

@@ -24,14 +24,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Verify:
-    """The judge's two numbers: the p-value at which a mark is detected; utility points an attack may cost."""
+    """The judge's numbers: the p-value at which a mark is detected; utility points an attack may cost; how many random
+    keys are tried on the victim, the control that measures false positives."""
 
     alpha: float
     max_damage: float
+    keys: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or self.max_damage < 0:
-            raise ConfigError("verify: alpha must be in (0, 1), max_damage at least 0")
+        if not 0 < self.alpha < 1 or self.max_damage < 0 or self.keys < 0:
+            raise ConfigError("verify: alpha must be in (0, 1), max_damage and keys at least 0")
 
 
 @dataclass(frozen=True)

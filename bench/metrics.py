@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import gammaln, logsumexp, stdtrit
+from scipy.special import betaincinv, gammaln, logsumexp, stdtrit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,18 @@ def wilson(errors: float, trials: int) -> tuple[float, float]:
     return (0.0 if errors == 0 else centre - half), (1.0 if errors == trials else centre + half)
 
 
+def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
+    """Exact 95% interval of a probability of which `hits` of `trials` independent trials came true."""
+    low = 0.0 if hits == 0 else float(betaincinv(hits, trials - hits + 1, 0.025))
+    high = 1.0 if hits == trials else float(betaincinv(hits + 1, trials - hits, 0.975))
+    return low, high
+
+
+def false_alarm(false_positives: Any, trials: Any, alpha: float) -> bool:
+    """Whether random keys verify more often than `alpha` allows: the whole exact interval lies above it."""
+    return not missing(false_positives) and clopper_pearson(int(false_positives), int(trials))[0] > alpha
+
+
 def missing(value: Any) -> bool:
     """True for what a row calls null, whether it comes from JSON (None) or from a DataFrame (nan, NA)."""
     return value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
@@ -99,7 +111,8 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     """What the protocol says of one row.
 
     skipped, failed   from the row's status
-    control           the host under the owner's key ("FALSE ALARM" if it detects)
+    control           the host under the owner's key ("FALSE ALARM" if it detects, or random keys did on the victim,
+                      where the row says how many were tried: see `false_alarm`)
     unmarked          there is no message to look for
     not embedded      the victim does not verify before any attack: what follows says nothing about attacks
     survived          the owner's mark is detected
@@ -117,7 +130,8 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
         return "not embedded"
     owner, claim = bool(row["detected"]), not missing(row["claim_detected"]) and bool(row["claim_detected"])
     if row["knob"] == "host":
-        return "FALSE ALARM" if owner else "control"
+        keys = row.get("false_positives"), row.get("random_keys"), row.get("alpha")
+        return "FALSE ALARM" if owner or false_alarm(*keys) else "control"
     if goal == "forge" and not missing(row["claim_detected"]):
         return "forged" if claim else "resisted"
     hurt = damage(row)

@@ -158,7 +158,7 @@ def outcomes(df: pd.DataFrame) -> pd.DataFrame:
         text, kind = _outcome(g)
         if "FALSE ALARM" in set(mine["verdict"]):
             text, kind = "INVALID", "invalid"
-            notes = {"INVALID: the unmarked host verifies under the owner's key": None} | notes
+            notes = {"INVALID: the unmarked host verifies under the owner's key, or random keys do": None} | notes
         elif "not embedded" in set(mine["verdict"]) and kind not in ("na", "failed"):
             text, kind = "NO MARK", "invalid"
             notes = {"NO MARK: the victim did not verify before any attack": None} | notes

@@ -362,7 +362,7 @@ def report(args: argparse.Namespace) -> bool:
             show(table, console)
         console.print(f"{legend}\n")
     if alarm := bool((df["verdict"] == "FALSE ALARM").any()):
-        print("warning: INVALID: an unmarked host verifies under its owner's key", file=sys.stderr)
+        print("warning: INVALID: an unmarked host verifies under its owner's key, or random keys do", file=sys.stderr)
     for path in [*(out / "tables" / name for name in texts), *figures]:
         console.print(min(str(path), os.path.relpath(path), key=len), soft_wrap=True)
     return not alarm

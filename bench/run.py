@@ -21,7 +21,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import bench
-from bench import branches, cache, metrics, resources, spec, store
+from bench import branches, cache, controls, metrics, resources, spec, store
 from bench.experiment import Experiment, device_name, prepare, silent
 from bench.keys import load_key, save_key
 from bench.train import Fit
@@ -31,7 +31,8 @@ from methods import layers
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: done, cached, skipped or failed; rows, the run file, an exit status, the method's boundary."""
+    """How a job ended: done, cached, skipped or failed; rows, the run file, an exit status, the method's boundary,
+    what the random keys did."""
 
     status: str
     rows: list[Row]
@@ -39,6 +40,7 @@ class Outcome:
     message: str = ""
     code: int = 0
     boundary: float | None = None
+    controls: dict[str, Any] | None = None
 
 
 def host(x: Experiment) -> cache.Entry:
@@ -53,7 +55,18 @@ def host(x: Experiment) -> cache.Entry:
 
 
 def mark(x: Experiment) -> cache.Entry:
-    """The marked network and its key: keygen, embed, and a check that says when bits are missing."""
+    """The marked network and its key; says when bits are missing."""
+    entry = _mark(x)
+    if entry["ber"] > 0:
+        x.say(
+            f"warning: the embedding is incomplete: {round(entry['ber'] * entry['n_bits'], 1):g} of "
+            f"{entry['n_bits']} bits are wrong; raise train.epochs or the method's strength"
+        )
+    return entry
+
+
+def _mark(x: Experiment) -> cache.Entry:
+    """keygen, embed, and a check."""
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = getattr(x.method, "situation", None) == "scratch"
@@ -71,13 +84,7 @@ def mark(x: Experiment) -> cache.Entry:
         x.say(f"mark: BER {error:.4g}, the weakest bit is read at {weakest:.3f} (0.5: undecided, 1: certain)")
         return measured | {"ber": error, "weakest": weakest, "n_bits": key.n_bits}
 
-    entry = cache.cached(x.cache, "mark", x.mark_identity, build, x.say)
-    if entry["ber"] > 0:
-        x.say(
-            f"warning: the embedding is incomplete: {round(entry['ber'] * entry['n_bits'], 1):g} of "
-            f"{entry['n_bits']} bits are wrong; raise train.epochs or the method's strength"
-        )
-    return entry
+    return cache.cached(x.cache, "mark", x.mark_identity, build, x.say)
 
 
 def make(x: Experiment, folder: Path, train: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
@@ -117,22 +124,27 @@ def load_weights(model: nn.Module, folder: Path) -> nn.Module:
     return model.eval()
 
 
+def victim(x: Experiment, entry: cache.Entry) -> tuple[nn.Module, Key | None]:
+    """The network that is attacked, and its owner's key; without a mark, the host and None."""
+    key = load_key(entry.path / "key.safetensors") if x.method.marks else None
+    return load_weights(skeleton(x), entry.path), key
+
+
 def attack_rows(x: Experiment) -> Iterator[Row]:
     """The control (host under the owner's key), the victim, then one row per snapshot of the attack."""
     # The mark first: it draws its key, and so refuses what cannot be, before anything is trained.
     entry = mark(x) if x.method.marks else host(x)
     unmarked = host(x)
-    victim_model, key = load_weights(skeleton(x), entry.path), None
+    victim_model, key = victim(x, entry)
     utility = {"utility_host": unmarked["utility"], "utility_victim": entry["utility"]}
     if x.method.marks:
-        key = load_key(entry.path / "key.safetensors")
         # A method that adds a module is tried on the host with an innocent one.
         control = Snapshot("host", None, load_weights(skeleton(x), unmarked.path))
         yield measure(x, control, key, utility | cost(unmarked))
     yield measure(x, Snapshot("none", None, victim_model), key, utility | cost(entry))
 
     privileged = {"layer", "key"} & set(x.attack.knows)
-    victim = Victim(
+    stolen = Victim(
         victim_model,
         x.method,
         x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
@@ -141,12 +153,12 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         where=key.where if key and privileged else None,
         key=key if "key" in x.attack.knows else None,
     )
-    if reason := x.attack.skip(victim):
+    if reason := x.attack.skip(stolen):
         yield x.row("none", status="skipped", error=reason, **utility)
         return
     name = spec.kind(x.attack)
     fit = Fit(x.train, spec.derive(x.attack.seed, "attack", name, "fit"), may_diverge=True)
-    steps = x.attack.run(victim, rng(x.attack.seed, "attack", name), fit)
+    steps = x.attack.run(stolen, rng(x.attack.seed, "attack", name), fit)
     seconds = 0.0
     while True:
         started = resources.start(x.device)
@@ -216,29 +228,39 @@ def run(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
     x = prepare(cfg, say)
     run_id, _ = x.hashes()
     path = store.run_path(x.results, spec.kind(x.method), spec.kind(x.attack), run_id)
-    if not x.options.force and (rows := finished(path, say)):
-        return concluded(x, "cached", rows, path)
+    if not x.options.force and (known := finished(path, say)):
+        rows = [Row(**row) for row in known["rows"]]
+        return concluded(x, "cached", rows, known["controls"], path)
     rows: list[Row] = []
+    found = None
     try:
         for row in attack_rows(x):
             rows.append(row)
+        found = controls.random_keys(x, lambda: victim(x, _mark(x)))
     except Exception as error:
         if not isinstance(error, ConfigError):
             line = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
             rows.append(x.row("none", status="failed", error=" ".join(line.split())))
-            write(x, path, rows)
+            write(x, path, None, rows)
         raise
-    write(x, path, rows)
-    return concluded(x, "done", rows, path)
+    write(x, path, found, rows)
+    return concluded(x, "done", rows, found, path)
 
 
-def concluded(x: Experiment, status: str, rows: list[Row], path: Path) -> Outcome:
+def concluded(x: Experiment, status: str, rows: list[Row], found: dict[str, Any] | None, path: Path) -> Outcome:
     """The outcome of a run that went through; a control that detects is a failed benchmark all the same."""
+    tried = found or {"random_keys": 0, "false_positives": None}
+    why = ""
     if any(row.knob == "host" and row.detected for row in rows):
-        why = "control failed: the unmarked host verifies under the owner's key, so no verdict of this run holds"
-        return Outcome("failed", rows, path, why, code=1, boundary=x.method.boundary)
-    reason = skip_reason(rows)
-    return Outcome("skipped" if reason else status, rows, path, reason, boundary=x.method.boundary)
+        why = "the unmarked host verifies under the owner's key"
+    elif metrics.false_alarm(tried["false_positives"], tried["random_keys"], x.verify.alpha):
+        why = f"{tried['false_positives']:,} of {tried['random_keys']:,} random keys verify on the victim"
+    if why:
+        status, code, message = "failed", 1, f"control failed: {why}, so no verdict of this run holds"
+    else:
+        code, message = 0, skip_reason(rows)
+        status = "skipped" if message else status
+    return Outcome(status, rows, path, message, code, x.method.boundary, found)
 
 
 def skip_reason(rows: list[Row]) -> str:
@@ -246,21 +268,22 @@ def skip_reason(rows: list[Row]) -> str:
     return next((row.error or "" for row in rows if row.status == "skipped" and row.knob == "none"), "")
 
 
-def finished(path: Path, say: Callable[[str], None]) -> list[Row]:
-    """Rows of a run that need not be repeated: its file is there, whole, or compacted, and nothing in it failed."""
+def finished(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """A run that need not be repeated: its file is there, whole, or compacted, and nothing in it failed; or None."""
     try:
-        rows = [Row(**row) for row in store.read_run(path)["rows"]]
+        run = store.read_run(path)
+        rows = [Row(**row) for row in run["rows"]]
     except FileNotFoundError:
-        return []
+        return None
     except (UserError, TypeError) as error:
         if isinstance(error, UserError) and not path.exists():
             raise  # the parquet of all compacted runs is broken: that is not mended by running them all again
         say(f"{error}; running it again")
-        return []
-    return [] if any(row.status == "failed" for row in rows) else rows
+        return None
+    return run if rows and not any(row.status == "failed" for row in rows) else None
 
 
-def write(x: Experiment, path: Path, rows: list[Row]) -> None:
+def write(x: Experiment, path: Path, found: dict[str, Any] | None, rows: list[Row]) -> None:
     config = OmegaConf.to_container(x.cfg, resolve=True)
     env = {
         "python": platform.python_version(),
@@ -272,7 +295,7 @@ def write(x: Experiment, path: Path, rows: list[Row]) -> None:
         "device": device_name(x.device),
         "threads": torch.get_num_threads(),
     }
-    store.write_run(path, config, env, rows)
+    store.write_run(path, config, env, found, rows)
 
 
 def job(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:

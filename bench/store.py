@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIELDS = frozenset(ROW_FIELDS)
-COLUMNS = [*ROW_FIELDS, "goal", "max_damage", "alpha"]
+CONTROLS = ("random_keys", "false_positives")
+COLUMNS = [*ROW_FIELDS, "goal", "max_damage", "alpha", *CONTROLS]
 GATHERED = "runs.parquet"
 FILTERS = ("method", "attack", "model", "data", "seed")
 
@@ -63,8 +64,9 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
-def write_run(path: Path, config: dict, env: dict, rows: list[Row]) -> None:
-    write_json(path, {"config": config, "env": env, "rows": [asdict(row) for row in rows]})
+def write_run(path: Path, config: dict, env: dict, controls: dict | None, rows: list[Row]) -> None:
+    """`controls`: what the random keys did (bench.controls), None where none were tried."""
+    write_json(path, {"config": config, "env": env, "controls": controls, "rows": [asdict(row) for row in rows]})
 
 
 def read_loose(path: str | Path) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def read_loose(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             run = json.loads(file.read())
-        run["config"], run["env"]
+        run["config"], run["env"], run["controls"]
         for row in run["rows"]:
             if missing := FIELDS - row.keys():
                 raise KeyError(", ".join(sorted(missing)))
@@ -173,13 +175,16 @@ def read_runs(path: str | Path) -> list[dict[str, Any]]:
 
 
 def frame(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Rows of run files as one tidy DataFrame: the protocol's fields, then goal, max_damage and alpha."""
+    """Rows of run files as one tidy DataFrame: the protocol's fields, then goal, max_damage and alpha, and how many
+    random keys were tried on the run's victim and verified."""
     import pandas as pd
 
     values, rows = itemgetter(*ROW_FIELDS), []
     for run in runs:
         verify = run["config"]["verify"]
+        tried = run["controls"] or {}
         judge = (run["config"]["attack"]["goal"], verify["max_damage"], verify["alpha"])
+        judge += tuple(tried.get(name) for name in CONTROLS)
         rows += [(*values(row), *judge) for row in run["rows"]]
     return pd.DataFrame(rows, columns=COLUMNS)
 

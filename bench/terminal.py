@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from bench import metrics
 from bench.types import Row
@@ -12,8 +13,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def table(rows: list[Row], goal: str, alpha: float, max_damage: float, boundary: float | None = None) -> None:
-    """Rows of one run on stdout; `boundary` is the p-value of the method's own paper, if it has one."""
+def table(
+    rows: list[Row],
+    goal: str,
+    alpha: float,
+    max_damage: float,
+    boundary: float | None = None,
+    controls: dict[str, Any] | None = None,
+) -> None:
+    """Rows of one run on stdout; `boundary` is the p-value of the method's own paper, if it has one, `controls` what
+    the random keys did (bench.controls)."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -39,15 +48,21 @@ def table(rows: list[Row], goal: str, alpha: float, max_damage: float, boundary:
             cells += [_number(row.utility, 2), _number(hurt, 2)]
         else:
             cells += ["", ""]
-        verdict = metrics.verdict(asdict(row), goal, max_damage)
+        verdict = metrics.verdict({**asdict(row), **(controls or {}), "alpha": alpha}, goal, max_damage)
         grid.add_row(row.knob.replace("lambda factor", "factor"), *cells, verdict)
     console.print(f"{first.method} on {first.model}, {first.data}, seed {first.seed}", style="bold")
     console.print(grid)
-    for line in notes(rows, goal, alpha, boundary):
+    for line in notes(rows, goal, alpha, boundary, controls):
         console.print(line, style="dim", soft_wrap=False)
 
 
-def notes(rows: list[Row], goal: str, alpha: float, boundary: float | None = None) -> list[str]:
+def notes(
+    rows: list[Row],
+    goal: str,
+    alpha: float,
+    boundary: float | None = None,
+    controls: dict[str, Any] | None = None,
+) -> list[str]:
     """What a reader of the table must know beside it."""
     lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
     bits = next((row.n_bits for row in rows if row.n_bits), None)
@@ -55,6 +70,10 @@ def notes(rows: list[Row], goal: str, alpha: float, boundary: float | None = Non
         need = metrics.matches_needed(bits, alpha)
         threshold = f"{need} of {bits} bits" if need is not None else f"more bits than {bits}"
         lines.append(f"detected: p <= {alpha:g}, {threshold}; host: unmarked, owner's key")
+    if controls:
+        hits, tried = controls["false_positives"], controls["random_keys"]
+        low, high = (f"{100 * end:.2g}" for end in metrics.clopper_pearson(hits, tried))
+        lines.append(f"control: {hits:,} of {tried:,} random keys verify (95%: {low} to {high}%)")
     if bits and boundary and (need := metrics.matches_needed(bits, boundary)) is not None:
         passed = sum(row.log10_p is not None and metrics.is_detected(row.log10_p, boundary) for row in rows)
         read = sum(row.log10_p is not None for row in rows)

@@ -146,6 +146,17 @@ class Method:
         """Every check that verification prescribes apart from matching bits (a commitment, say)."""
         return True
 
+    def trials(
+        self, model: nn.Module, rng: np.random.Generator, count: int, task: Task
+    ) -> Iterator[tuple[Key, Tensor]]:
+        """`count` fresh keys and the soft bits [n] that each reads from `model`: the control of random keys.
+
+        To be overridden where one key at a time takes minutes: same keys and bits, faster.
+        """
+        for _ in range(count):
+            key = self.keygen(model, rng)
+            yield key, self.extract(model, key, task)
+
 
 @dataclass(frozen=True)
 class Attack:

@@ -84,7 +84,14 @@ def generate(folder: Path, count: int) -> int:
         path = store.run_path(folder.parent, method, attack, head["run_id"])
         path = folder / path.relative_to(folder.parent / "runs")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"config": config, "env": env, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        controls = {
+            "random_keys": 1000,
+            "false_positives": 0,
+            "mean_ber": draw.random(),
+            "least_log10_p": -3 * draw.random(),
+        }
+        run = {"config": config, "env": env, "controls": controls, "rows": rows}
+        path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     return total
 
 

@@ -10,7 +10,7 @@ paper's theorem).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -144,13 +144,33 @@ class Frequency(Regulariser):
         """Sum of each bit's sign-corrected carriers, in standard deviations of a random sum."""
         if not self.module:
             return super().logits(model, key)
+        return self._read(self._found(model, key), key)
+
+    def _found(self, model: nn.Module, key: Key) -> Tensor:
+        """The carriers [D, C, B], matched with the key's pilots."""
         found = self.components(model)
-        if self.match:
-            found = matching.aligned(found, key.secret["reference"].to(found.device))
+        return matching.aligned(found, key.secret["reference"].to(found.device)) if self.match else found
+
+    def _read(self, found: Tensor, key: Key) -> Tensor:
         assignment, signs = (key.secret[name].to(found.device) for name in ("assignment", "signs"))
         values = found.reshape(-1)[assignment.long()] * signs
         scale = found.detach().square().mean().sqrt().clamp_min(torch.finfo(found.dtype).tiny)
         return values.sum(1) / (scale * math.sqrt(values.shape[1]))
+
+    def trials(
+        self, model: nn.Module, rng: np.random.Generator, count: int, task: Task
+    ) -> Iterator[tuple[Key, Tensor]]:
+        """Keys drawn for one network have its own pilots, all the same: channels are matched once."""
+        if not self.module:
+            yield from super().trials(model, rng, count, task)
+            return
+        found = None
+        for _ in range(count):
+            key = self.keygen(model, rng)
+            with torch.no_grad():
+                found = self._found(model, key) if found is None else found
+                soft = torch.sigmoid(self._read(found, key))
+            yield key, soft
 
     def reader(self, key: Key, device: torch.device) -> Callable[[Tensor], Tensor]:
         x = key.secret["projection"].to(device)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from bench import metrics, models, run
+from bench import controls, metrics, models, report, run, store
 from bench.train import Fit
 from bench.types import Victim
 from tests.conftest import ATTACKS, METHODS, tiny
@@ -49,14 +49,29 @@ def test_hosts_are_not_detected(marked, method):
 
 
 @pytest.mark.parametrize("method", MARKING)
-def test_wrong_keys_match_half_the_bits(marked, method):
-    # 100 keys of n bits: their mean within 5 standard errors of 1/2, and none detected.
+def test_random_keys_match_half_the_bits(marked, method):
+    # 1,000 keys of n bits: their mean within 5 standard errors of 1/2, and none detected.
     x, model, key = marked(method)
-    draws = np.random.default_rng(11)
-    wrong = [x.method.keygen(model, draws) for _ in range(100)]
-    judged = [run.judge(x, model, k) for k in wrong]
-    assert np.mean([j[0] for j in judged]) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(100 * key.n_bits))
-    assert not any(j[2] for j in judged)
+    found = controls.random_keys(x, lambda: (model, key))
+    assert found["random_keys"] == 1000
+    assert found["mean_ber"] == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(1000 * key.n_bits))
+    assert found["false_positives"] == 0
+    assert -9 < found["least_log10_p"] < -1
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_trials_are_what_keygen_and_extract_give_one_by_one(marked, method):
+    x, model, _ = marked(method)
+    one, many = np.random.default_rng(11), np.random.default_rng(11)
+    count = 0
+    for key, soft in x.method.trials(model, many, 5, x.task):
+        alone = x.method.keygen(model, one)
+        assert torch.equal(key.message, alone.message)
+        assert key.secret.keys() == alone.secret.keys()
+        assert all(torch.equal(key.secret[name], alone.secret[name]) for name in alone.secret)
+        assert torch.allclose(soft, x.method.extract(model, alone, x.task), atol=1e-4)
+        count += 1
+    assert count == 5
 
 
 @pytest.mark.parametrize(("method", "attack"), PAIRS)
@@ -181,6 +196,25 @@ def test_a_detector_that_always_says_yes_fails_its_control(monkeypatch, results)
     assert (outcome.status, outcome.code) == ("failed", 1)
     assert "control failed" in outcome.message
     assert run.job(tiny(results, "uchida", "none", "seed=9", "train.epochs=1", "method.n_bits=40")).code == 1
+
+
+def test_a_detector_that_knows_the_network_but_not_the_key_fails_its_control(monkeypatch, marked, results):
+    from methods.uchida import Uchida
+
+    owner, words = marked("uchida", "none")[2], ("uchida", "none", "verify.keys=50")
+    read = Uchida.extract
+
+    def yes(self, model, key, task):
+        mine = metrics.ber(read(self, model, owner, task), owner.message) == 0
+        return key.message.float() if mine else read(self, model, key, task)
+
+    monkeypatch.setattr(Uchida, "extract", yes)
+    outcome = run.job(tiny(results, *words))
+    assert (outcome.status, outcome.code) == ("failed", 1)
+    assert "50 of 50 random keys verify" in outcome.message
+    df = report.variants([store.read_run(outcome.path)])
+    assert set(df.loc[df["knob"] == "host", "verdict"]) == {"FALSE ALARM"}
+    assert run.job(tiny(results, *words)).code == 1  # found done, it fails again
 
 
 def test_a_points_seconds_include_what_it_was_made_from(results):

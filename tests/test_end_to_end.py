@@ -24,7 +24,8 @@ def test_one_command_gives_the_table_and_one_more_the_plots(tmp_path):
     assert str(path.relative_to(tmp_path)) in done.stdout
 
     content = json.loads(path.read_text())
-    assert list(content) == ["config", "env", "rows"]
+    assert list(content) == ["config", "env", "controls", "rows"]
+    assert content["controls"].items() >= {"random_keys": 1000, "false_positives": 0}.items()
     assert content["config"]["method"]["n_bits"] == 64
     assert {"python", "torch", "timm", "device", "threads"} <= set(content["env"])
     assert all(tuple(row) == ROW_FIELDS for row in content["rows"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from bench import metrics
 
@@ -54,6 +54,27 @@ def test_ber_counts_undecided_and_unreadable_bits_as_half():
     assert metrics.ber(torch.full((4,), math.nan), truth) == 0.5
     assert metrics.weakest(torch.tensor([0.9, 0.51, 0.1, 0.3]), truth) == pytest.approx(0.51)
     assert metrics.matches(0.125, 4) == 3  # 3.5 matches: the half is not the claimant's
+
+
+@given(st.integers(1, 5000), st.data())
+def test_clopper_pearson_is_scipys_exact_interval(trials, data):
+    hits = data.draw(st.integers(0, trials))
+    expected = binomtest(hits, trials).proportion_ci(method="exact")
+    assert metrics.clopper_pearson(hits, trials) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-12)
+
+
+def test_random_keys_alarm_only_beyond_what_alpha_allows():
+    assert metrics.clopper_pearson(0, 1000)[1] == pytest.approx(0.003682, abs=1e-6)
+    assert not metrics.false_alarm(0, 1000, 1e-9)
+    assert metrics.false_alarm(1, 1000, 1e-9)
+    assert not metrics.false_alarm(12, 1000, 0.01)  # 10 expected
+    assert metrics.false_alarm(25, 1000, 0.01)
+    assert not metrics.false_alarm(math.nan, math.nan, 1e-9)
+    assert not metrics.false_alarm(None, None, 1e-9)
+    row = {"status": "ok", "knob": "host", "detected": False, "claim_detected": None, "alpha": 1e-9}
+    assert metrics.verdict(row, "removal", 5.0) == "control"
+    assert metrics.verdict({**row, "random_keys": 1000, "false_positives": 0}, "removal", 5.0) == "control"
+    assert metrics.verdict({**row, "random_keys": 1000, "false_positives": 2}, "removal", 5.0) == "FALSE ALARM"
 
 
 def test_inverted_message_is_no_detection():

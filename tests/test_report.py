@@ -21,7 +21,9 @@ HOST, VICTIM = 97.8, 97.4
 ATTACKS = ("none", "prune", "quantize", "finetune", "overwrite", "forge")
 
 
-def run(method="uchida", attack="none", seed=0, points=(), *, n=N, goal="removal", config=None, **fixed) -> dict:
+def run(
+    method="uchida", attack="none", seed=0, points=(), *, n=N, goal="removal", config=None, controls=None, **fixed
+) -> dict:
     """One run file: host and victim, then `points`, each a dict with knob, strength, ber and what else differs.
 
     Utility in percent. `config` updates the flattened configuration ("train.epochs": 2); `fixed` every row.
@@ -52,7 +54,7 @@ def run(method="uchida", attack="none", seed=0, points=(), *, n=N, goal="removal
             passes = metrics.is_detected(row["claim_log10_p"], ALPHA)
             row["claim_detected"] = passes if row["claim_detected"] is None else row["claim_detected"]
         rows.append(row)
-    return {"config": tree, "env": {}, "rows": rows}
+    return {"config": tree, "env": {}, "controls": controls, "rows": rows}
 
 
 def point(knob="ratio", strength=0.5, ber=0.0, damage=0.0, **more) -> dict:

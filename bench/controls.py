@@ -1,0 +1,50 @@
+"""The protocol's second control: keys that nobody embedded, tried on the victim. Those that verify are false positives.
+
+The first control, the host under the owner's key, is a row of every run (bench.run.attack_rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench import cache, metrics, spec
+from bench.experiment import Experiment
+from bench.types import Key
+
+VERSION = 1
+
+
+def random_keys(x: Experiment, victim: Callable[[], tuple[nn.Module, Key]]) -> dict[str, Any] | None:
+    """`verify.keys` fresh keys, each message and secret drawn as an owner draws them, on the marked network.
+
+    Returns {random_keys, false_positives, mean_ber, least_log10_p}: how many were tried and verified, what they read.
+    None for a method without a mark, or no keys. Verification is the judge's, with every check the method prescribes.
+    Measured once for each mark, whatever attacks follow; alpha is applied afterwards.
+    """
+    if not x.method.marks or not x.verify.keys:
+        return None
+    identity = {**x.mark_identity, "keys": x.verify.keys, "control": VERSION}
+    tried = cache.cached(x.cache, "control", identity, lambda _: _tried(x, *victim()), x.say)
+    bits, errors = tried["n_bits"], tried["ber"]
+    least = [metrics.log10_p(error, bits) for error in errors]
+    passed = [metrics.is_detected(p, x.verify.alpha) for p in least]
+    hits = sum(ok and accepted for ok, accepted in zip(passed, tried["accepts"], strict=True))
+    found = {"random_keys": len(errors), "false_positives": hits}
+    return found | {"mean_ber": float(np.mean(errors)), "least_log10_p": min(least)}
+
+
+def _tried(x: Experiment, model: nn.Module, own: Key) -> dict[str, Any]:
+    """BER and acceptance of every key."""
+    x.say(f"control: {x.verify.keys:,} random keys on {spec.kind(x.method)}'s mark")
+    draws = np.random.default_rng(spec.derive(x.seed, "judge", "keys"))
+    errors, accepts = [], []
+    with torch.inference_mode():
+        for key, soft in x.method.trials(model, draws, x.verify.keys, x.task):
+            errors.append(metrics.ber(soft, key.message))
+            accepts.append(bool(x.method.accepts(key)))
+    return {"n_bits": own.n_bits, "ber": errors, "accepts": accepts}

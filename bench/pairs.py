@@ -1,0 +1,47 @@
+"""Methods against each other, seed by seed: replicates of one seed share the host, the data and the batches, so that
+the difference between two methods varies less than either."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from bench.plots import BEFORE
+
+POINT = ["attack_label", "model", "data", "knob", "strength"]
+VALUES = ("ber", "utility", "damage")
+COLUMNS = [*POINT, "method_a", "method_b", "n", *(f"{name}{end}" for name in VALUES for end in ("", "_half"))]
+
+
+def differences(df: pd.DataFrame) -> pd.DataFrame:
+    """Two methods at one strength of one attack: the mean of a - b over the n seeds that both have.
+
+    `df` as from bench.report.variants. BER in [0, 1], utility and damage in points; *_half is the half-width of the 95%
+    t interval of the paired differences, nan for one seed. Victims before any attack come first (attack "none").
+    """
+    rows = df[(df["status"] == "ok") & (df["knob"] != "host") & df["ber"].notna()]
+    before = rows["knob"].isin(BEFORE)
+    # Every attack's run file repeats the victim.
+    rows = rows.assign(attack_label=rows["attack_label"].where(~before, "none"), strength=rows["strength"].fillna(-1))
+    rows = rows.drop_duplicates([*POINT, "method_label", "seed"])
+    wide = rows.pivot(index=[*POINT, "seed"], columns="method_label", values=[*VALUES]).astype(float)
+    found = []
+    for a, b in combinations(sorted(rows["method_label"].unique()), 2):
+        apart = pd.DataFrame({name: wide[name, a] - wide[name, b] for name in VALUES}).dropna(subset=["ber"])
+        groups = apart.groupby(level=POINT, sort=False)
+        made = groups["ber"].agg(n="size").assign(method_a=a, method_b=b)
+        for name in VALUES:
+            n = groups[name].count()
+            t = pd.Series(stdtrit(np.maximum(n - 1, 1), 0.975), n.index)
+            made[name] = groups[name].mean()
+            made[f"{name}_half"] = (t * groups[name].std() / np.sqrt(n)).where(n > 1)
+        found.append(made.reset_index())
+    if not found:
+        return pd.DataFrame(columns=COLUMNS)
+    every = pd.concat(found, ignore_index=True)
+    every["strength"] = every["strength"].where(every["strength"] != -1)
+    first = every["attack_label"] != "none"
+    return every.assign(_first=first).sort_values("_first", kind="stable")[COLUMNS].reset_index(drop=True)

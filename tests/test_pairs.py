@@ -1,0 +1,64 @@
+"""Paired differences against numbers computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy.stats import t, ttest_1samp
+
+from bench import pairs, report
+from tests.test_report import point, run
+
+
+def differences(*runs):
+    return pairs.differences(report.variants([*runs]))
+
+
+def test_a_difference_is_taken_within_seeds():
+    # Errors of 40 and 36, 60 and 50, 20 and 14 of 256 bits: seeds differ by far more than the methods.
+    wrong = {"uchida": (40, 60, 20), "neuralmark": (36, 50, 14)}
+    runs = [
+        run(method, "prune", seed, [point(ber=errors / 256, damage=seed)])
+        for method, all_errors in wrong.items()
+        for seed, errors in enumerate(all_errors)
+    ]
+    line = differences(*runs).query("knob == 'ratio'").iloc[0]
+    assert (line.method_a, line.method_b, line.n) == ("neuralmark", "uchida", 3)
+    apart = [-4 / 256, -10 / 256, -6 / 256]
+    assert line.ber == pytest.approx(-20 / 3 / 256)
+    interval = ttest_1samp(apart, 0).confidence_interval(0.95)
+    assert line.ber_half == pytest.approx((interval.high - interval.low) / 2)
+    assert (line.damage, line.damage_half) == pytest.approx((0, 0))
+
+
+def test_seeds_that_only_one_method_has_do_not_count():
+    runs = [run("uchida", "prune", seed, [point(ber=0.1)]) for seed in (0, 1, 2)]
+    runs += [run("neuralmark", "prune", seed, [point(ber=0.2)]) for seed in (1, 2, 3)]
+    line = differences(*runs).query("knob == 'ratio'").iloc[0]
+    assert (line.n, line.ber) == (2, pytest.approx(0.1))
+    alone = differences(runs[0], runs[3].copy())
+    assert alone.empty  # seeds 0 and 1 have nothing in common
+
+
+def test_one_shared_seed_has_no_interval_and_failed_rows_do_not_enter():
+    runs = [run("uchida", "prune", 0, [point(ber=0.1)]), run("neuralmark", "prune", 0, [point(ber=0.3)])]
+    runs += [run("uchida", "prune", 1, [point(status="failed", error="diverged")])]
+    runs += [run("neuralmark", "prune", 1, [point(ber=0.3)])]
+    line = differences(*runs).query("knob == 'ratio'").iloc[0]
+    assert line.n == 1
+    assert math.isnan(line.ber_half)
+
+
+def test_victims_are_compared_once_whatever_the_attacks():
+    runs = [
+        run(m, a, s, [point(ber=0.1)], utility_victim=97.0 - s * (m == "uchida"))
+        for m in ("uchida", "neuralmark")
+        for a in ("prune", "noise")
+        for s in (0, 1)
+    ]
+    found = differences(*runs)
+    assert list(found["attack_label"]) == ["none", "noise", "prune"]
+    assert found.loc[0, "n"] == 2
+    assert found.loc[0, "ber"] == 0
+    assert found.loc[0, "ber_half"] == t.ppf(0.975, 1) * 0
