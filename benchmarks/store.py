@@ -21,20 +21,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-BASELINE = "json.loads of every file"
-# name: (folder, what is timed, the highest ratio to the baseline that we want)
+import compare
+
+ROOT = compare.ROOT
+BASELINE, LOOKUP = "json.loads of every file", "one run, files"
+# name: (folder, what is timed, what we want of its CPU time against the baseline's)
 CASES = {
     BASELINE: ("loose", "plain", None),
-    "read_runs, files": ("loose", "read_runs", 1.0),
-    "load, files": ("loose", "load", 1.25),
-    "read_runs, compacted": ("compacted", "read_runs", 0.6),
-    "load, compacted": ("compacted", "load", 0.4),
+    "read_runs, files": ("loose", "read_runs", "<= 1.0"),
+    "load, files": ("loose", "load", "<= 1.25"),
+    "read_runs, compacted": ("compacted", "read_runs", "<= 0.6"),
+    "load, compacted": ("compacted", "load", "<= 0.4"),
+    LOOKUP: ("loose", "look-up", None),
+    "one run, compacted": ("compacted", "look-up", None),
 }
-LOOKUPS = ("look-up of a run, files", "look-up of a run, compacted")
 
 
 def templates() -> list[dict]:
@@ -134,17 +137,15 @@ def used(folder: Path) -> float:
     return sum(path.stat().st_blocks for path in folder.rglob("*")) * 512 / 1e6
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="2,000 runs, 3 rounds: under a minute")
-    parser.add_argument("--runs", type=int, help="number of run files (default: 100,000)")
-    parser.add_argument("--rounds", type=int, help="measurements of each case (default: 5)")
-    parser.add_argument("--json", metavar="FILE", help="write the table as a list of objects")
-    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def main() -> None:
+    args = compare.arguments(
+        __doc__,
+        ("--runs", {"type": int, "help": "number of run files (default: 100,000; --quick: 2,000)"}),
+        ("--one", {"nargs": "+", "help": argparse.SUPPRESS}),
+    )
     if args.one:
         print(json.dumps(one(args.one[0], Path(args.one[1]), args.one[2:])))
-        return 0
+        return
     count, rounds = args.runs or (2_000 if args.quick else 100_000), args.rounds or (3 if args.quick else 5)
     with tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in ("loose", "compacted")}
@@ -158,33 +159,20 @@ def main() -> int:
         took_cpu = f"{compacting['seconds']:.1f} s ({compacting['cpu']:.1f} s of CPU)"
         print(f"--compact: {took_cpu}, {compacting['mb']:,.0f} MB of memory; ", end="")
         print(f"{size:,.0f} MB of files to {used(folders['compacted']):,.1f} MB", flush=True)
-        took = {name: [] for name in (*CASES, *LOOKUPS)}
-        for i in range(rounds):
-            order = [*took]
-            for name in order[i % len(order) :] + order[: i % len(order)]:
-                if name in CASES:
-                    took[name].append(measured(CASES[name][1], folders[CASES[name][0]]))
-                else:
-                    took[name].append(measured("look-up", folders[name.split()[-1].replace("files", "loose")], sample))
-    table = []
-    print(f"{'':28} {'seconds':>10} {'CPU':>10} {'MB':>7} {'ratio':>7} {'±':>6}  goal")
-    for name, results in took.items():
-        against = LOOKUPS[0] if name in LOOKUPS else BASELINE
-        ratios = [r["cpu"] / b["cpu"] for r, b in zip(results, took[against], strict=True)]
-        low, ratio, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        spread, goal = (high - low) / 2, CASES[name][2] if name in CASES else None
-        line = {"case": name, "baseline": against, "ratio": round(ratio, 4), "spread": round(spread, 4)}
-        line |= {"goal": goal and f"<= {goal}", "met": None if goal is None else ratio <= goal}
-        line |= {key: statistics.median(r[key] for r in results) for key in ("seconds", "cpu", "mb")}
-        table.append(line)
-        unit, times = ("s ", 1) if name in CASES else ("ms", 1000)
-        seconds, cpu = (f"{line[key] * times:7.2f} {unit}" for key in ("seconds", "cpu"))
-        said = "" if goal is None else f"<= {goal}{'' if line['met'] else ' MISSED'}"
-        print(f"{name:28} {seconds:>10} {cpu:>10} {line['mb']:7,.0f} {ratio:7.2f} {spread:6.2f}  {said}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    return 0
+        cases = {
+            name: partial(measured, what, folders[folder], sample if what == "look-up" else ())
+            for name, (folder, what, _) in CASES.items()
+        }
+        found = compare.alternate(cases, rounds)
+    lines = []
+    for name, (_, what, goal) in CASES.items():
+        seconds, cpu, mb = (statistics.median(r[key] for r in found[name]) for key in ("seconds", "cpu", "mb"))
+        print(f"{name}: {seconds:.4g} s, {cpu:.4g} s of CPU, {mb:,.0f} MB")
+        against = LOOKUP if what == "look-up" else BASELINE
+        values = ([r["cpu"] for r in found[case]] for case in (name, against))
+        lines.append(compare.compared(name, against, *values, goal))
+    compare.show(lines, compare.machine(), args.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/: their arithmetic here, and five for real among the slow tests. No test asserts a time."""
+"""The scripts of benchmarks/: their arithmetic here, each for real among the slow tests. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -46,14 +46,19 @@ def test_the_table_and_the_file_say_the_same(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "script", [pytest.param("loop", marks=pytest.mark.quick), "overhead", "memory", "seeds", "layout"]
+    "script",
+    [
+        *(pytest.param(name, marks=pytest.mark.quick) for name in ("loop", "start", "store")),
+        *("overhead", "memory", "seeds", "layout", "sweep", "threads"),
+    ],
 )
 def test_the_scripts_run(script, tmp_path):
     file = tmp_path / "out.json"
     narrow = {"loop": "4 conv", "overhead": "uchida", "seeds": "4 conv", "layout": "alexnet"}
     words = ["--only", narrow[script]] if script in narrow else []
+    words += [] if script in ("start", "store", "sweep", "threads") else ["--device", "cpu"]
     argv = [sys.executable, f"benchmarks/{script}.py", "--quick", "--rounds", "1", "--json", str(file), *words]
-    done = subprocess.run([*argv, "--device", "cpu"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())
     assert rows
