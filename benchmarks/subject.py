@@ -46,11 +46,11 @@ def experiment(count: int, *overrides: str) -> Experiment:
 
 
 def small_cnn(x: Experiment) -> nn.Module:
-    """Four convolutions, 0.1 M parameters: loading-bound."""
+    """Four convolutions that each halve the image, 0.1 M parameters: as little work as there can be beside loading."""
     torch.manual_seed(0)
     widths, parts = (3, 32, 48, 64, 96), []
     for i in range(4):
-        conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2 if i else 1, padding=1, bias=False)
+        conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
         parts += [conv, nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
     net = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
     return models.to_device(models.normalising(net, x.task.signature), x.device)
