@@ -18,7 +18,8 @@ import compare
 
 METHODS = ("uchida", "neuralmark", "frequency", "watermas")
 ATTACKS = ("finetune", "prune", "quantize", "noise", "shift", "permute")
-SMALL = ("model=timm", "model.name=test_resnet", "method.n_bits=64", "device=cpu")
+# One thread: as quick for so small a network, and a busy machine disturbs it less.
+SMALL = ("model=timm", "model.name=test_resnet", "method.n_bits=64", "device=cpu", "threads=1")
 
 
 def bench(folder: Path, *words: str) -> float:
