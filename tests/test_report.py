@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import metrics, plots, report, store
+from bench import cost, metrics, plots, report, store
 from bench.types import ROW_FIELDS
 
 N, ALPHA = 256, 1e-9
@@ -108,6 +108,11 @@ def save(folder: Path, runs: list[dict]) -> Path:
         head = r["rows"][0]
         store.write_json(store.run_path(folder, head["method"], head["attack"], f"{head['run_id']}-{i}"), r)
     return folder
+
+
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (plots, cost):
+        monkeypatch.setattr(module, "draw", lambda *args: [])
 
 
 def cell(runs: list[dict], i: int = 0) -> str:
@@ -306,7 +311,7 @@ def test_markdown_and_latex_are_whole_and_escaped():
 
 def test_terminal_tables_fit_80_columns_and_carry_no_colour(tmp_path, capsys, monkeypatch):
     runs = plausible() + plausible(methods=("frequency",), model="vit_tiny", attacks=("none", "prune"))
-    monkeypatch.setattr(plots, "draw", lambda *args: [])
+    no_figures(monkeypatch)
     assert call("--results", save(tmp_path, runs)) == 0
     out = capsys.readouterr().out
     tables = [line for line in out.splitlines() if not line.endswith((".csv", ".md", ".tex"))]  # paths are as they are
@@ -393,7 +398,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
 
 
 def test_filters_take_lists_between_options(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(plots, "draw", lambda *args: [])
+    no_figures(monkeypatch)
     results = save(tmp_path, plausible(seeds=(0,), methods=("uchida", "neuralmark", "frequency")))
     assert call("method=uchida,frequency", "--results", results, "attack=prune") == 0
     words = set(re.findall(r"\w+", capsys.readouterr().out))
