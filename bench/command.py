@@ -44,6 +44,8 @@ def _choices(group: str) -> dict[str, dict[str, Any]]:
 
 def _resolved(node: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A choice as it would be composed beside this configuration's own options."""
+    if "${" not in repr(node):
+        return node
     top = {key: value for key, value in config.items() if not isinstance(value, dict)}
     return OmegaConf.to_container(OmegaConf.create({**top, "node": node}), resolve=True)["node"]
 
@@ -52,7 +54,8 @@ def _text(value: Any) -> str:
     """A value in the grammar of Hydra's overrides."""
     if isinstance(value, str):
         plain = PLAIN.fullmatch(value) and value.lower() not in WORDS and not re.search(r"\.\d|^_*\d", value)
-        return value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
+        return value if plain else "'" + re.sub(r"\\+$", lambda tail: tail[0] * 2, quoted) + "'"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -6,6 +6,7 @@ Damage is victim - suspect in points of utility, signed; BER in [0, 1].
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,7 @@ def tradeoff(block: pd.DataFrame) -> pd.DataFrame:
 
 def hatch(method: str) -> str:
     """Hatching of a method's bars: a function of its name, as its marker is (bench.plots.style)."""
-    i = NAMED.get(method)
-    return HATCHES[(len(method) if i is None else i) % len(HATCHES)]
+    return HATCHES[NAMED.get(method, zlib.crc32(method.encode())) % len(HATCHES)]
 
 
 def flagged(cells: pd.DataFrame) -> set[str]:

@@ -1,7 +1,7 @@
-"""Rows of run files -> tables and figures: `python -m bench.report [method=uchida,neuralmark] [attack=prune]`
+"""Rows of run files -> tables, figures and a page: `python -m bench.report [method=uchida,neuralmark] [attack=prune]`
 
 Nothing is typed by hand or measured here: `variants` labels the rows, `aggregate` makes the means and
-intervals of the protocol, `summary` and `strengths` the tables, bench.plots the figures.
+intervals of the protocol, `summary` and `strengths` the tables, bench.plots the figures, bench.html the page.
 Units: BER in [0, 1], utility in its task's unit (accuracy: percent), damage and fidelity in points of it.
 """
 
@@ -234,6 +234,8 @@ def report(args: argparse.Namespace) -> bool:
     """Write and print everything; False when a control failed. Raises UserError for what the user can mend."""
     from rich.console import Console
 
+    from bench import html  # and plotly: a second that an error need not wait for
+
     for name in (formats := args.formats.split(",")):
         choice("--formats", name, plots.FORMATS)
     runs = args.runs or Path(args.results) / "runs"
@@ -242,7 +244,7 @@ def report(args: argparse.Namespace) -> bool:
             raise UserError(f"--compact gathers all runs: leave {args.filters[0]} out", 2)
         print(compact.compact(runs))
         return True
-    df = variants(store.selected(store.read_runs(runs), args.filters))
+    df = variants(chosen := store.selected(store.read_runs(runs), args.filters))
     agg, out, said = aggregate(df), Path(args.out or args.results), plots.legends(df)
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     first, rest, spent = summary(df, agg), strengths(df, agg), cost.costs(df)
@@ -250,6 +252,8 @@ def report(args: argparse.Namespace) -> bool:
     frames["summary"] = pd.DataFrame(first.rows, columns=[name for _, name in first.head])
     texts = {f"{name}.csv": content.to_csv(index=False) for name, content in frames.items()}
     prices = cost.table(spent, [*dict.fromkeys(agg["attack_label"])])
+    claims = html.read_claims(Path(args.results) / "claims.json")
+    content = html.Content(df, every, before(df), first, said[0], spent, prices, chosen, Path(runs), claims)
     kinds = {"summary": ([first], said[0])}
     kinds |= {"cost": ([prices], cost.legend(spent))} if len(spent) else {}
     kinds |= {"strengths": (rest, said[1])}
@@ -258,7 +262,8 @@ def report(args: argparse.Namespace) -> bool:
     try:
         for name, text in texts.items():
             store.write_text(out / "tables" / name, text)
-        figures = plots.draw(agg, df, out / "figures", formats)
+        store.write_text(page := out / "report.html", html.page(content))
+        figures = [page, *plots.draw(agg, df, out / "figures", formats)]
         figures += cost.draw(every, spent, out / "figures", formats)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
@@ -279,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(store.FILTERS)}: a,b,...")
     parser.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
     parser.add_argument("--runs", help="folder of the run files (default: RESULTS/runs)")
-    parser.add_argument("--out", help="where tables/ and figures/ go (default: RESULTS)")
+    parser.add_argument("--out", help="where report.html, tables/ and figures/ go (default: RESULTS)")
     parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
     parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
     args = parser.parse_intermixed_args(argv)

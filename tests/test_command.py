@@ -56,7 +56,7 @@ def test_every_method_comes_back_at_another_scale(method):
         ("data=parquet", r"data.path='../my data/it\'s'", "data.label='1e3'", "method.layer='null'"),
         ("data=cifar10", "results_dir=/tmp/elsewhere", "model=torchvision", "model.name=googlenet"),
         ("experiment=watermas_2024", "attack=noise", "method.layer='layer4.*'"),
-        ("experiment=uchida_2017", "method.projection=direct"),
+        ("experiment=uchida_2017", "method.projection=direct", r"method.layer='a\\\\'"),
     ],
 )
 def test_what_was_chosen_comes_back(overrides):
