@@ -42,6 +42,11 @@ def _choices(group: str) -> dict[str, dict[str, Any]]:
     return {path.stem: _choice(group, path.stem) for path in files}
 
 
+@cache
+def _main() -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+
+
 def _resolved(node: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A choice as it would be composed beside this configuration's own options."""
     if "${" not in repr(node):
@@ -108,7 +113,7 @@ def command(config: dict[str, Any], seeds: Iterable[int]) -> str:
     types it. A method from outside conf/ comes with all its values and a DIR to fill in.
     """
     words, outside = [], False
-    defaults = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    defaults = _main()
     usual = {key: value for item in defaults["defaults"] if isinstance(item, dict) for key, value in item.items()}
     for group in GROUPS:
         node = config.get(group)

@@ -72,11 +72,11 @@ def page(content: Content) -> str:
     sections = {
         "summary": ("Summary", _summary(content, cells, anchors)),
         "cost": ("Cost of removal", _cost(content, anchors)),
-        "tradeoff": ("Damage and bit error rate", _tradeoff(content, anchors)),
+        "tradeoff": ("Damage and bit error rate", _tradeoff(content, cells, anchors)),
         "fidelity": ("Fidelity", _fidelity(content, cells, anchors)),
         "claims": ("Claims", _claims(content.claims, {run["rows"][0]["run_id"] for run in content.runs})),
         "curves": ("Attack by attack", _curves(content, cells, anchors)),
-        "points": ("Every point", _points(content, anchors)),
+        "points": ("Every point", _points(content, cells, anchors)),
         "provenance": ("Provenance", _provenance(content, cells, anchors)),
     }
     links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, (title, _) in sections.items())
@@ -100,7 +100,7 @@ def page(content: Content) -> str:
 def _facts(content: Content) -> str:
     df = content.df
     named = {
-        "models, data": ", ".join(f"{model} on {data}" for model, data in places(df)[:12])
+        "models, data": ", ".join(f"{model} on {data}" for model, data in sorted(places(df))[:12])
         + f" and {len(places(df)) - 12} more" * (len(places(df)) > 12),
         "methods": ", ".join(sorted(set(df["method_label"]))),
         "attacks": ", ".join(sorted({a for a in df["attack_label"] if a != "none"})) or "none",
@@ -140,6 +140,12 @@ def _anchor(anchors: dict[tuple, str]) -> Callable[[Any], str]:
         return anchors.get(tuple(getattr(p, name) for name in CELL), "")
 
     return at
+
+
+def _flagged(cells: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """(method label, model, data) of which nothing can be said, and why in a word."""
+    bad = cells[cells["kind"] == "invalid"]
+    return {(c.method_label, c.model, c.data): c.text for c in bad.itertuples()}
 
 
 def _of(made: Table, row: list[str], only: tuple[str, str]) -> tuple[str, str, str]:
@@ -199,7 +205,7 @@ def _by_place(df: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
         yield f"<h3>{escape(f'{model}, {data}')}</h3>" * several, block
 
 
-def _tradeoff(content: Content, anchors: dict[tuple, str]) -> str:
+def _tradeoff(content: Content, cells: pd.DataFrame, anchors: dict[tuple, str]) -> str:
     text = (
         "<p>Every point that an attack on the mark made. Lines: each method's removal frontier, the least damage at "
         "which each bit error rate was reached. Above its dotted line a mark is not detected; left of the upright "
@@ -208,9 +214,10 @@ def _tradeoff(content: Content, anchors: dict[tuple, str]) -> str:
     spots = cost.tradeoff(content.points)
     for place, block in _by_place(spots):
         if len(block):
-            key = (content.start["model"] == block["model"].iloc[0]) & (content.start["data"] == block["data"].iloc[0])
+            here = (block["model"].iloc[0], block["data"].iloc[0])
+            key = (content.start["model"] == here[0]) & (content.start["data"] == here[1])
             start = content.start[key & (content.start["knob"] == "none") & (content.start["method"] != "none")]
-            bad = cost.flagged(content.spent)
+            bad = {label for label, *at in _flagged(cells) if (at[0], at[1]) == here}
             text += place + figure(interactive.scatter(block, start, bad, _anchor(anchors)), 340)
     return text if len(spots) else "<p>No attack that could remove a mark was run.</p>"
 
@@ -219,7 +226,7 @@ def _fidelity(content: Content, cells: pd.DataFrame, anchors: dict[tuple, str]) 
     marked = content.start[(content.start["method"] != "none") & (content.start["knob"] == "none")]
     if marked["fidelity"].isna().all():
         return "<p>No marked model was measured beside its host.</p>"
-    fig = interactive.fidelity(content.start, cost.flagged(cells), _anchor(anchors))
+    fig = interactive.fidelity(content.start, _flagged(cells), _anchor(anchors))
     said = "host − victim, before any attack: what embedding cost. Bars are 95% t intervals over seeds."
     return f"<p>{said}</p>" + figure(fig, 340)
 
@@ -286,9 +293,9 @@ def _curves(content: Content, cells: pd.DataFrame, anchors: dict[tuple, str]) ->
     return text + more if drawn else "<p>No attack was run.</p>"
 
 
-def _points(content: Content, anchors: dict[tuple, str]) -> str:
+def _points(content: Content, cells: pd.DataFrame, anchors: dict[tuple, str]) -> str:
     shown, at = content.points[:MOST_POINTS], _anchor(anchors)
-    several = len(places(content.df)) > 1
+    several, bad = len(places(content.df)) > 1, _flagged(cells)
     rows = []
     for p in shown.itertuples():
         digits, name = unit(p.utility_name)[1], p.utility_name
@@ -298,7 +305,8 @@ def _points(content: Content, anchors: dict[tuple, str]) -> str:
         row += [num(ber(p), p.ber), num("–" if missing(p.log10_p) else f"{p.log10_p:.1f}", p.log10_p)]
         row += [num(claim(p), p.claim_ber), num(interval(p.utility, p.utility_half, name), p.utility)]
         row += [num(damage, None if missing(p.damage) else round(p.damage, digits + 3))]
-        row += [td(p.verdict), td(p.reason, kind="text") if p.reason else td("")]
+        word = bad.get((p.method_label, p.model, p.data)) if p.attack != "none" and p.status == "ok" else None
+        row += [td(f"{p.verdict} ({word})" if word else p.verdict), td(p.reason, kind="text") if p.reason else td("")]
         row.append(td("runs", kind="link", href=at(p)) if at(p) else td(""))
         rows.append(row)
     head = [

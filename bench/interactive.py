@@ -7,7 +7,7 @@ provenance, what hovering says]. Utility in its task's unit (accuracy: percent),
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -338,14 +338,19 @@ def costs(block: pd.DataFrame, attacks: Sequence[str], anchor: Anchor) -> go.Fig
     return fig
 
 
-def fidelity(start: pd.DataFrame, bad: set[str], anchor: Anchor) -> go.Figure:
-    """host - victim of every method, untouched victims of `start`: what embedding cost, with t intervals."""
+def fidelity(start: pd.DataFrame, bad: Mapping[tuple[str, str, str], str], anchor: Anchor) -> go.Figure:
+    """host - victim of every method, untouched victims of `start`: what embedding cost, with t intervals.
+
+    `bad` holds a word for each (method label, model, data) of which nothing can be said.
+    """
     p = start[(start["method"] != "none") & (start["knob"] == "none")].dropna(subset=["fidelity"])
     text = [interval(q.fidelity, q.fidelity_half, q.utility_name, "+") for q in p.itertuples()]
+    words = [bad.get((q.method_label, q.model, q.data)) for q in p.itertuples()]
+    text = [f"{told} ({word})" if word else told for told, word in zip(text, words, strict=True)]
     at = p["method_label"] if len(places(p)) == 1 else p["model"] + ", " + p["data"]
     said = [f"<b>{escape(q.method_label)}</b><br>fidelity {t}" for q, t in zip(p.itertuples(), text, strict=True)]
     p = p.assign(text=text, at=at, said=said, mean=p["fidelity"], half=p["fidelity_half"])
-    fig = _bars(p, [*dict.fromkeys(at)], bad, math.inf, anchor)
+    fig = _bars(p, [*dict.fromkeys(at)], set(), math.inf, anchor)
     ends = [0.0, *(p["mean"] - p["half"].fillna(0)), *(p["mean"] + p["half"].fillna(0))]
     room, title = max(ends) - min(ends) or 1.0, {"text": "fidelity: host − victim, points of utility"}
     fig.update_xaxes(title=title, range=[min(ends) - 0.1 * room, max(ends) + 0.35 * room])

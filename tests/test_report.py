@@ -347,7 +347,7 @@ def test_same_rows_give_the_same_bytes_in_another_process(tmp_path):
     assert call(*args, tmp_path / "a") == 0
     assert python("-m", "bench.report", *args, str(tmp_path / "b"), PYTHONHASHSEED="7").returncode == 0
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*")]
-    assert {f.suffix for f in files} == {".csv", ".md", ".tex", ".svg"}
+    assert {f.suffix for f in files} == {".csv", ".md", ".tex", ".svg", ".html"}
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
