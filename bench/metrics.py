@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,7 @@ def is_detected(log10_p_value: float, alpha: float) -> bool:
     return log10_p_value <= math.log10(alpha) + 1e-12
 
 
+@cache
 def matches_needed(n: int, alpha: float) -> int | None:
     """Fewest matches of n that are a detection at alpha; None where n bits cannot reach it."""
     return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n), alpha)), None)

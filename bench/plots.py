@@ -197,17 +197,17 @@ def style(method: str, variant: int = 0) -> dict[str, Any]:
     return {"color": colour, "marker": marker, "linestyle": dash, **edge}
 
 
-def _styles(block: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def styles(block: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Style of every method label, in the order of the legend."""
     pairs = sorted({(p.method != "none", p.method, p.method_label) for p in block.itertuples()})
     nth = [sum(p[1] == before[1] for before in pairs[:i]) for i, p in enumerate(pairs)]
     return {label: style(method, n) for (_, method, label), n in zip(pairs, nth, strict=True)}
 
 
-def _finish(fig: Figure, title: str, styles: dict, flagged: set[str], hollow: str = "", **more: Any) -> None:
+def finish(fig: Figure, title: str, looks: dict, flagged: set[str], hollow: str = "", **more: Any) -> None:
     """Title and legend; `hollow` says what an open marker means."""
-    names = {name: name + " (INVALID)" * (name in flagged) for name in styles}
-    handles = [Line2D([], [], label=names[name], **{**look, **more}) for name, look in styles.items()]
+    names = {name: name + " (INVALID)" * (name in flagged) for name in looks}
+    handles = [Line2D([], [], label=names[name], **{**look, **more}) for name, look in looks.items()]
     if hollow:
         look = {"color": GREY, "marker": "o", "markerfacecolor": "white", "linewidth": 0.8, **more}
         handles.append(Line2D([], [], label=hollow, **look))
@@ -249,9 +249,24 @@ def _curve(ax: Axes, p: pd.DataFrame, seeds: pd.DataFrame, name: str, look: dict
         ax.plot(seeds["x"], seeds[name], ".", color=look["color"], markersize=2.5, alpha=0.7)
 
 
+def levels(start: pd.DataFrame, looks: dict[str, dict], task: set[str]) -> tuple[list[tuple], list[tuple]]:
+    """Lines across the panels of BER and of utility (in `task`): (y, label, colour, dash), from untouched models."""
+    error, utility = [(0.5, "chance", GREY, "--")], []
+    for p in start.dropna(subset=["n_bits"]).itertuples():
+        if (need := metrics.matches_needed(int(p.n_bits), p.alpha)) is not None:
+            text = f"detected below\n(α = {number(p.alpha)}, n = {p.n_bits:.0f})"
+            error.append((1 - need / p.n_bits, text, GREY, ":"))
+    for p in start[start["utility_name"].isin(task)].dropna(subset=["utility", "utility_host"]).itertuples():
+        utility.append((p.utility_host, "host", GREY, "-"))
+        if p.method != "none":
+            text = f"victim - {p.max_damage:g} {unit(p.utility_name)[0]}"
+            utility.append((p.utility - p.max_damage, text, looks[p.method_label]["color"], ":"))
+    return error, utility
+
+
 def _curves(block: pd.DataFrame, rows: pd.DataFrame, title: str, flagged: set[str]) -> Figure:
     """BER above, utility below, against strength; a column per knob."""
-    styles = _styles(block)
+    looks = styles(block)
     ok, start = block[~block["knob"].isin(BEFORE)], block[block["knob"] == "none"]
     knobs = [*dict.fromkeys(ok["knob"])]
     zero = {knob: ["none"] if axis(knob) == "linear" else [] for knob in knobs}  # there the victim is the origin
@@ -261,7 +276,7 @@ def _curves(block: pd.DataFrame, rows: pd.DataFrame, title: str, flagged: set[st
     block, rows = (s.assign(x=s["strength"].fillna(1.0).where(s["knob"] != "none", 0.0)) for s in (block, rows))
     task = set(ok["utility_name"])  # not the victim's where the attacker has moved to another
     for knob, (above, below) in zip(knobs, axes.T, strict=True):
-        for i, (label, look) in enumerate(styles.items()):
+        for i, (label, look) in enumerate(looks.items()):
             p, seeds = (s[(s["method_label"] == label) & s["knob"].isin([knob, *zero[knob]])] for s in (block, rows))
             if not (p["knob"] == knob).any():
                 continue
@@ -280,34 +295,24 @@ def _curves(block: pd.DataFrame, rows: pd.DataFrame, title: str, flagged: set[st
     top = max(0.54, *ok[["ber", "ber_high", "claim_ber"]].max().fillna(0)) + 0.02
     axes[0, 0].set(ylim=(-0.02, top), ylabel="bit error rate")
     axes[1, 0].set_ylabel("\n".join(sorted(task)))
-    levels: tuple[list, list] = [(0.5, "chance", GREY, "--")], []  # y, label, colour, dash of each panel
-    for p in start.dropna(subset=["n_bits"]).itertuples():
-        if (need := metrics.matches_needed(int(p.n_bits), p.alpha)) is not None:
-            text = f"detected below\n(α = {number(p.alpha)}, n = {p.n_bits:.0f})"
-            levels[0].append((1 - need / p.n_bits, text, GREY, ":"))
-    for p in start[start["utility_name"].isin(task)].dropna(subset=["utility", "utility_host"]).itertuples():
-        levels[1].append((p.utility_host, "host", GREY, "-"))
-        if p.method != "none":
-            text = f"victim - {p.max_damage:g} {unit(p.utility_name)[0]}"
-            levels[1].append((p.utility - p.max_damage, text, styles[p.method_label]["color"], ":"))
-    for panels, some in zip(axes, levels, strict=True):
+    for panels, some in zip(axes, levels(start, looks, task), strict=True):
         for (y, _, colour, dash), ax in product(dict.fromkeys(some), panels):
             ax.axhline(y, color=colour, linestyle=dash, linewidth=0.8 if dash == "-" else 1.2, zorder=1)
         _aside(panels[-1], [level[:2] for level in some])
     claimed = "open: attacker's own mark" if ok["claim_ber"].notna().any() else ""
-    _finish(fig, title, styles, flagged, claimed)
+    finish(fig, title, looks, flagged, claimed)
     return fig
 
 
 def _forge(block: pd.DataFrame, title: str, flagged: set[str]) -> Figure:
     """The evidence of each forged claim, -log10 p, a line per way of forging; filled: it passes."""
-    styles, ok = _styles(block), block[~block["knob"].isin(BEFORE)].fillna({"strength": -1.0})
+    looks, ok = styles(block), block[~block["knob"].isin(BEFORE)].fillna({"strength": -1.0})
     ways = [*ok[["knob", "strength"]].drop_duplicates().itertuples(index=False, name=None)]
-    fig = Figure(figsize=(6.4, 1.7 + 0.16 * len(ways) * (1 + len(styles))), layout="constrained")
+    fig = Figure(figsize=(6.4, 1.7 + 0.16 * len(ways) * (1 + len(looks))), layout="constrained")
     ax = fig.subplots()
     for p in ok.dropna(subset=["claim_log10_p"]).itertuples():
-        look, nth = styles[p.method_label], [*styles].index(p.method_label)
-        y = ways.index((p.knob, p.strength)) + 0.7 * ((nth + 0.5) / len(styles) - 0.5)
+        look, nth = looks[p.method_label], [*looks].index(p.method_label)
+        y = ways.index((p.knob, p.strength)) + 0.7 * ((nth + 0.5) / len(looks) - 0.5)
         edge = {"markeredgecolor": look["color"], "markeredgewidth": 1.2, "markersize": 7}
         face = look["color"] if p.claim_detected == 1 else "white"
         ax.plot(-p.claim_log10_p, y, **{**look, **edge, "markerfacecolor": face})
@@ -322,7 +327,7 @@ def _forge(block: pd.DataFrame, title: str, flagged: set[str]) -> Figure:
     ax.set_xticks([], minor=True)
     ax.set(xlim=(-0.4, most), xlabel="evidence of the claim, $-\\log_{10} p$", ylim=(len(ways) - 0.5, -0.5))
     ax.set_yticks(range(len(ways)), [knob if s < 0 else f"{knob} ({number(s)})" for knob, s in ways])
-    _finish(fig, title, styles, flagged, "open: not accepted", linestyle="")
+    finish(fig, title, looks, flagged, "open: not accepted", linestyle="")
     return fig
 
 

@@ -1,7 +1,7 @@
-"""Rows of run files -> tables and figures: `python -m bench.report [method=uchida,neuralmark] [attack=prune]`
+"""Rows of run files -> tables, figures and a page: `python -m bench.report [method=uchida,neuralmark] [attack=prune]`
 
 Nothing is typed by hand or measured here: `variants` labels the rows, `aggregate` makes the means and
-intervals of the protocol, `summary` and `strengths` the tables, bench.plots the figures.
+intervals of the protocol, `summary` and `strengths` the tables, bench.plots the figures, bench.html the page.
 Units: BER in [0, 1], utility in its task's unit (accuracy: percent), damage and fidelity in points of it.
 """
 
@@ -13,19 +13,18 @@ import math
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench import compact, metrics, plots, store
+from bench import compact, cost, metrics, plots, store
 from bench.metrics import missing
-from bench.plots import BEFORE, CELL, axis, ber, claim, interval, lines, number, places, seeds
+from bench.plots import BEFORE, CELL, axis, ber, claim, interval, number, places, seeds
 from bench.spec import choice
+from bench.tables import STYLES, Table, latex, markdown, show
 from bench.types import UserError
 
 POINT = [*CELL, "knob", "strength", "config_hash", "status"]
@@ -34,10 +33,6 @@ NUMBERS += ["utility", "utility_victim", "utility_host"]
 GOALS = ("removal", "overwrite", "forge")
 # What a point is called when its seeds disagree: the worst for the owner comes first.
 WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "lost", "not embedded", "destroyed")
-STYLES = {"bad": "red", "warn": "yellow", "good": "green", "invalid": "bold white on red", "failed": "red"}
-MD = str.maketrans({c: f"\\{c}" for c in "\\|*_`<~"})
-TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "–": "--"}
-TEX = str.maketrans(TEX | {"^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"})
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -164,100 +159,6 @@ def points(df: pd.DataFrame, agg: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([before(df), agg[made]], ignore_index=True)
 
 
-@dataclass
-class Table:
-    """One table for every format: `head` holds (group, name) of each column, the first `keys` are its keys;
-    `style` is a terminal style per (row, column), of which "bold" is bold in every format."""
-
-    title: str
-    caption: str
-    head: list[tuple[str, str]]
-    keys: int
-    rows: list[list[str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    style: dict[tuple[int, int], str] = field(default_factory=dict)
-
-    def note(self, text: str) -> str:
-        """The mark of a footnote; one text has one mark."""
-        if (text := " ".join(text.split())) not in self.notes:
-            self.notes.append(text)
-        return f" [{self.notes.index(text) + 1}]"
-
-    def body(self, escape: dict[int, str], bold: str) -> list[list[str]]:
-        """The cells, escaped, the bold ones put into the format `bold`."""
-        strong = {at for at, style in self.style.items() if "bold" in style}
-        cells = [[cell.translate(escape) for cell in row] for row in self.rows]
-        return [[bold % c if (i, j) in strong else c for j, c in enumerate(row)] for i, row in enumerate(cells)]
-
-
-def markdown(tables: Iterable[Table], legend: str) -> str:
-    """For a README: GitHub's dialect, columns aligned for whoever reads the source."""
-    parts = [legend.translate(MD)]
-    for t in tables:
-        cells = [[f"{group} {name}".strip().translate(MD) for group, name in t.head], *t.body(MD, "**%s**")]
-        width = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-        cells.insert(1, ["-" * w if j < t.keys else "-" * (w - 1) + ":" for j, w in enumerate(width)])
-        rows = [" | ".join(c.ljust(w) for c, w in zip(row, width, strict=True)) for row in cells]
-        notes = [f"- [{i}] {note.translate(MD)}" for i, note in enumerate(t.notes, 1)]
-        parts += [f"**{t.title.translate(MD)}** ({t.caption})", "\n".join(f"| {row} |" for row in rows)]
-        parts += ["\n".join(notes)] if notes else []
-    return "\n\n".join(parts) + "\n"
-
-
-def latex(tables: Iterable[Table], legend: str) -> str:
-    """For a paper: one table environment each, in the style of the package booktabs."""
-    out = [r"% \usepackage{booktabs}"]
-    for t in tables:
-        top, rules, at = [], "", 1
-        for group, columns in groupby(t.head, key=lambda column: column[0]):
-            n = len([*columns])
-            top.append(rf"\multicolumn{{{n}}}{{c}}{{{group.translate(TEX)}}}")
-            rules += rf" \cmidrule(lr){{{at}-{at + n - 1}}}" if group else ""
-            at += n
-        caption, columns = f"{t.title} ({t.caption}). {legend}", "l" * t.keys + "r" * (len(t.head) - t.keys)
-        out += [r"\begin{table}", r"  \centering", rf"  \caption{{{caption.translate(TEX)}}}"]
-        out += [rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
-        out += [f"    {' & '.join(top)} \\\\", f"   {rules}"] if rules else []
-        out += [f"    {' & '.join(name.translate(TEX) for _, name in t.head)} \\\\", r"    \midrule"]
-        out += [f"    {' & '.join(row)} \\\\" for row in t.body(TEX, r"\textbf{%s}")]
-        out += [r"    \bottomrule", r"  \end{tabular}"]
-        out += [rf"  \par\footnotesize [{i}] {note.translate(TEX)}" for i, note in enumerate(t.notes, 1)]
-        out += [r"\end{table}", ""]
-    return "\n".join(out)
-
-
-def show(table: Table, console: Any) -> None:
-    """Print a table, in as many pieces as the console is too narrow for; its keys come with each piece."""
-    from rich import box
-    from rich.table import Table as Rich
-    from rich.text import Text
-
-    room = [24 if j < table.keys else 99 if group else 13 for j, (group, _) in enumerate(table.head)]
-    cells = [[lines(cell, r) for cell, r in zip(row, room, strict=True)] for row in table.rows]
-    head, units, keys = [], [], [*range(table.keys)]
-    for j, (group, name) in enumerate(table.head):
-        first = not group or group != table.head[j - 1][0]
-        head.append(f"{lines(group, 22)}\n{lines(name, room[j])}".strip() if first else name)
-        if j >= table.keys:
-            units.append([j]) if first else units[-1].append(j)  # the columns of a group stay together
-    width = [2 + max(map(len, "\n".join(column).split("\n"))) for column in zip(head, *cells, strict=True)]
-    pieces: list[list[int]] = []
-    for columns in units:
-        if not pieces or sum(width[j] for j in pieces[-1] + columns) - 2 > console.width:
-            pieces.append([*keys])
-        pieces[-1] += columns
-    console.print(Text.assemble((table.title, "bold"), f" ({table.caption})"))
-    for piece in pieces:
-        rich = Rich(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for j in piece:
-            rich.add_column(Text(head[j]), vertical="bottom" if table.head[-1][0] else "top")
-        for i, row in enumerate(cells):
-            rich.add_row(*(Text(row[j], style=table.style.get((i, j), "")) for j in piece))
-        console.print(rich, "", sep="\n")
-    for i, note in enumerate(table.notes, 1):
-        console.print(Text(f"[{i}] {note}" + "\n" * (i == len(table.notes))))
-
-
 def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
     """Methods in rows, attacks in columns: what became of each mark (see bench.plots.outcomes)."""
     start = {(p.method_label, p.model, p.data, p.knob): p for p in before(df).itertuples()}
@@ -333,6 +234,8 @@ def report(args: argparse.Namespace) -> bool:
     """Write and print everything; False when a control failed. Raises UserError for what the user can mend."""
     from rich.console import Console
 
+    from bench import html  # and plotly: a second that an error need not wait for
+
     for name in (formats := args.formats.split(",")):
         choice("--formats", name, plots.FORMATS)
     runs = args.runs or Path(args.results) / "runs"
@@ -341,20 +244,27 @@ def report(args: argparse.Namespace) -> bool:
             raise UserError(f"--compact gathers all runs: leave {args.filters[0]} out", 2)
         print(compact.compact(runs))
         return True
-    df = variants(store.selected(store.read_runs(runs), args.filters))
+    df = variants(chosen := store.selected(store.read_runs(runs), args.filters))
     agg, out, said = aggregate(df), Path(args.out or args.results), plots.legends(df)
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
-    first, rest = summary(df, agg), strengths(df, agg)
-    frames = {"rows": df, "strengths": points(df, agg)}
+    first, rest, spent = summary(df, agg), strengths(df, agg), cost.costs(df)
+    frames = {"rows": df, "strengths": (every := points(df, agg)), "cost": spent}
     frames["summary"] = pd.DataFrame(first.rows, columns=[name for _, name in first.head])
     texts = {f"{name}.csv": content.to_csv(index=False) for name, content in frames.items()}
-    kinds = {"summary": ([first], said[0]), "strengths": (rest, said[1])}
+    prices = cost.table(spent, [*dict.fromkeys(agg["attack_label"])])
+    claims = html.read_claims(Path(args.results) / "claims.json")
+    content = html.Content(df, every, before(df), first, said[0], spent, prices, chosen, Path(runs), claims)
+    kinds = {"summary": ([first], said[0])}
+    kinds |= {"cost": ([prices], cost.legend(spent))} if len(spent) else {}
+    kinds |= {"strengths": (rest, said[1])}
     for name, (tables, legend) in kinds.items():
         texts |= {f"{name}.md": markdown(tables, legend), f"{name}.tex": latex(tables, legend)}
     try:
         for name, text in texts.items():
             store.write_text(out / "tables" / name, text)
-        figures = plots.draw(agg, df, out / "figures", formats)
+        store.write_text(page := out / "report.html", html.page(content))
+        figures = [page, *plots.draw(agg, df, out / "figures", formats)]
+        figures += cost.draw(every, spent, out / "figures", formats)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     for tables, legend in kinds.values():
@@ -374,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(store.FILTERS)}: a,b,...")
     parser.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
     parser.add_argument("--runs", help="folder of the run files (default: RESULTS/runs)")
-    parser.add_argument("--out", help="where tables/ and figures/ go (default: RESULTS)")
+    parser.add_argument("--out", help="where report.html, tables/ and figures/ go (default: RESULTS)")
     parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
     parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
     args = parser.parse_intermixed_args(argv)

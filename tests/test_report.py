@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import metrics, plots, report, store
+from bench import cost, metrics, plots, report, store
 from bench.types import ROW_FIELDS
 
 N, ALPHA = 256, 1e-9
@@ -110,6 +110,11 @@ def save(folder: Path, runs: list[dict]) -> Path:
         head = r["rows"][0]
         store.write_json(store.run_path(folder, head["method"], head["attack"], f"{head['run_id']}-{i}"), r)
     return folder
+
+
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (plots, cost):
+        monkeypatch.setattr(module, "draw", lambda *args: [])
 
 
 def cell(runs: list[dict], i: int = 0) -> str:
@@ -308,7 +313,7 @@ def test_markdown_and_latex_are_whole_and_escaped():
 
 def test_terminal_tables_fit_80_columns_and_carry_no_colour(tmp_path, capsys, monkeypatch):
     runs = plausible() + plausible(methods=("frequency",), model="vit_tiny", attacks=("none", "prune"))
-    monkeypatch.setattr(plots, "draw", lambda *args: [])
+    no_figures(monkeypatch)
     assert call("--results", save(tmp_path, runs)) == 0
     out = capsys.readouterr().out
     tables = [line for line in out.splitlines() if not line.endswith((".csv", ".md", ".tex"))]  # paths are as they are
@@ -344,7 +349,7 @@ def test_same_rows_give_the_same_bytes_in_another_process(tmp_path):
     assert call(*args, tmp_path / "a") == 0
     assert python("-m", "bench.report", *args, str(tmp_path / "b"), PYTHONHASHSEED="7").returncode == 0
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*")]
-    assert {f.suffix for f in files} == {".csv", ".md", ".tex", ".svg"}
+    assert {f.suffix for f in files} == {".csv", ".md", ".tex", ".svg", ".html"}
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -395,7 +400,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
 
 
 def test_filters_take_lists_between_options(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(plots, "draw", lambda *args: [])
+    no_figures(monkeypatch)
     results = save(tmp_path, plausible(seeds=(0,), methods=("uchida", "neuralmark", "frequency")))
     assert call("method=uchida,frequency", "--results", results, "attack=prune") == 0
     words = set(re.findall(r"\w+", capsys.readouterr().out))
