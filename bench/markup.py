@@ -88,7 +88,7 @@ def num(text: str, value: Any) -> str:
 
 def figure(fig: Any, width: int = 0) -> str:
     """A figure for the script to draw once it is seen; `width`: the least it needs (px)."""
-    text = fig.to_json().replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    text = fig.to_json()  # which writes < as \u003c: no text can end the element
     height = fig.layout.height or 450
     return (
         f'<div class="wide"><div class="figure" style="min-width:{width}px;height:{height:g}px"></div>'
