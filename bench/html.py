@@ -35,13 +35,16 @@ MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is ask
 @dataclass(frozen=True)
 class Content:
     """What the page shows: labelled rows (bench.report.variants), every aggregated point, the untouched models, the
-    summary with its legend, costs and their table, the runs and the folder they were read from, and claims or None."""
+    summary and the controls with their legends, costs and their table, the runs and the folder they were read from, and
+    claims or None."""
 
     df: pd.DataFrame
     points: pd.DataFrame
     start: pd.DataFrame
     summary: Table
     legend: str
+    checks: Table
+    checked: str
     spent: pd.DataFrame
     prices: Table
     runs: list[dict[str, Any]]
@@ -71,6 +74,7 @@ def page(content: Content) -> str:
     anchors = _anchors(content.df)
     sections = {
         "summary": ("Summary", _summary(content, cells, anchors)),
+        "controls": ("Controls", _controls(content)),
         "cost": ("Cost of removal", _cost(content, anchors)),
         "tradeoff": ("Damage and bit error rate", _tradeoff(content, cells, anchors)),
         "fidelity": ("Fidelity", _fidelity(content, cells, anchors)),
@@ -182,6 +186,18 @@ def _summary(content: Content, cells: pd.DataFrame, anchors: dict[tuple, str]) -
     if (cells["method"] != "none").any():
         text += figure(interactive.heat_map(cells, attacks, _anchor(anchors)), 150 + 82 * len(attacks))
     return text
+
+
+def _controls(content: Content) -> str:
+    """Both controls of every mark; a row that failed is INVALID's colour."""
+    made, rows = content.checks, []
+    for i, row in enumerate(made.rows):
+        bad = any((i, j) in made.style for j in range(len(row)))
+        rows.append([td(t, leading(t), "cell invalid" if bad else "") for t in row])
+    if not rows:
+        return "<p>No marked model was measured.</p>"
+    head = [name for _, name in made.head]
+    return table(head, rows, head[: made.keys], made.caption) + f'<p class="legend">{escape(content.checked)}</p>'
 
 
 def _cost(content: Content, anchors: dict[tuple, str]) -> str:

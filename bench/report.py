@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench import compact, cost, metrics, plots, store
+from bench import compact, cost, metrics, pairs, plots, store
 from bench.metrics import missing
 from bench.plots import BEFORE, CELL, axis, ber, claim, interval, number, places, seeds
 from bench.spec import choice
@@ -31,6 +31,11 @@ POINT = [*CELL, "knob", "strength", "config_hash", "status"]
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
 NUMBERS += ["utility", "utility_victim", "utility_host"]
 GOALS = ("removal", "overwrite", "forge")
+CONTROLS = (
+    "Controls: the unmarked host under the owner's key; keys drawn at random, message and secret, on the victim, which "
+    "are false positives where they verify. The interval is Clopper and Pearson's exact one. A control that detects "
+    "makes every verdict of its method INVALID."
+)
 # What a point is called when its seeds disagree: the worst for the owner comes first.
 WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "lost", "not embedded", "destroyed")
 
@@ -186,7 +191,37 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
     return table
 
 
-def _strengths(block: pd.DataFrame, title: str) -> Table:
+def controls(df: pd.DataFrame) -> Table:
+    """The two controls of every mark, seeds pooled: the unmarked host, and random keys on the victim."""
+    hosts = df[(df["knob"] == "host") & (df["status"] == "ok")]
+    hosts = hosts.drop_duplicates(["method_label", "model", "data", "seed", "alpha"])
+    keys = ["method", "model", "data"] if len(places(df)) > 1 else ["method"]
+    names = ["host BER", "detected", "random keys", "verified", "95% interval", "alpha"]
+    table = Table("Controls", seeds(hosts.groupby(["method_label", "model", "data"])["seed"].nunique()), [], len(keys))
+    table.head = [("", name) for name in [*keys, *names]]
+    groups = hosts.groupby(["model", "data", "method_label", "alpha"])
+    for i, ((model, data, label, alpha), g) in enumerate(groups):
+        tried, hits = int(g["random_keys"].sum()), int(g["false_positives"].sum())
+        low, high = metrics.clopper_pearson(hits, tried)
+        rate = f"{100 * low:.2g} to {100 * high:.2g}%" if tried else "–"
+        row = [label, model, data][: len(keys)]
+        row += [f"{g['ber'].mean():.3f}", f"{int(g['detected'].astype(bool).sum())} of {len(g)}"]
+        table.rows.append([*row, f"{tried:,}" if tried else "–", f"{hits:,}" if tried else "–", rate, number(alpha)])
+        if (g["verdict"] == "FALSE ALARM").any():
+            table.style |= {(i, j): STYLES["invalid"] for j in range(len(keys), len(table.head))}
+    return table
+
+
+def _beats(p: Any, q: Any, apart: dict[tuple, tuple[float, float]]) -> bool:
+    """Whether p's BER is below q's beyond the intervals: of each over its bits, and of their difference over seeds."""
+    if p.n < 2 or q.n < 2 or p.ber_high >= q.ber_low:
+        return False
+    at = (p.attack_label, p.model, p.data, p.knob, None if missing(p.strength) else p.strength)
+    mean, half = apart.get((*at, p.method_label, q.method_label), (math.nan, math.nan))
+    return missing(half) or mean + half < 0  # no interval: fewer than two seeds in common
+
+
+def _strengths(block: pd.DataFrame, title: str, apart: dict[tuple, tuple[float, float]]) -> Table:
     # A run without a point gets a note, not columns.
     skipped = block["status"].eq("skipped") & block["knob"].eq("none")
     block, gone = (block[~skipped], block[skipped]) if not skipped.all() else (block, block[:0])
@@ -215,7 +250,7 @@ def _strengths(block: pd.DataFrame, title: str) -> Table:
             row += texts
         for j, p in bands.items():
             others = [q for q in bands.values() if q is not p]
-            if others and all(p.n > 1 and q.n > 1 and p.ber_high < q.ber_low for q in others):
+            if others and all(_beats(p, q, apart) for q in others):
                 table.style[i, j] = "bold"
         table.rows.append(row)
     for above, row in reversed([*pairwise(table.rows)]):
@@ -223,11 +258,19 @@ def _strengths(block: pd.DataFrame, title: str) -> Table:
     return table
 
 
-def strengths(df: pd.DataFrame, agg: pd.DataFrame) -> list[Table]:
-    """Every point measured: a table of the untouched models, then one per attack; columns by method."""
+def strengths(df: pd.DataFrame, agg: pd.DataFrame, paired: pd.DataFrame) -> list[Table]:
+    """Every point measured: a table of the untouched models, then one per attack; columns by method.
+
+    `paired` (bench.pairs.differences) decides, beside each BER's own interval, which is bold.
+    """
+    apart: dict[tuple, tuple[float, float]] = {}
+    for d in paired.itertuples():
+        at = (d.attack_label, d.model, d.data, d.knob, None if missing(d.strength) else d.strength)
+        apart[(*at, d.method_a, d.method_b)] = (d.ber, d.ber_half)
+        apart[(*at, d.method_b, d.method_a)] = (-d.ber, d.ber_half)
     groups = points(df, agg).groupby(["attack_label", "model", "data"], sort=False)
     shown = 3 if len(places(df)) > 1 else 1
-    return [_strengths(block, ", ".join(at[:shown])) for at, block in groups]
+    return [_strengths(block, ", ".join(at[:shown]), apart) for at, block in groups]
 
 
 def report(args: argparse.Namespace) -> bool:
@@ -247,14 +290,17 @@ def report(args: argparse.Namespace) -> bool:
     df = variants(chosen := store.selected(store.read_runs(runs), args.filters))
     agg, out, said = aggregate(df), Path(args.out or args.results), plots.legends(df)
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
-    first, rest, spent = summary(df, agg), strengths(df, agg), cost.costs(df)
-    frames = {"rows": df, "strengths": (every := points(df, agg)), "cost": spent}
+    paired = pairs.differences(df)
+    first, rest, spent, checks = summary(df, agg), strengths(df, agg, paired), cost.costs(df), controls(df)
+    frames = {"rows": df, "strengths": (every := points(df, agg)), "cost": spent, "pairs": paired}
     frames["summary"] = pd.DataFrame(first.rows, columns=[name for _, name in first.head])
     texts = {f"{name}.csv": content.to_csv(index=False) for name, content in frames.items()}
     prices = cost.table(spent, [*dict.fromkeys(agg["attack_label"])])
     claims = html.read_claims(Path(args.results) / "claims.json")
-    content = html.Content(df, every, before(df), first, said[0], spent, prices, chosen, Path(runs), claims)
+    shown = (df, every, before(df), first, said[0], checks, CONTROLS, spent, prices)
+    content = html.Content(*shown, chosen, Path(runs), claims)
     kinds = {"summary": ([first], said[0])}
+    kinds |= {"controls": ([checks], CONTROLS)} if checks.rows else {}
     kinds |= {"cost": ([prices], cost.legend(spent))} if len(spent) else {}
     kinds |= {"strengths": (rest, said[1])}
     for name, (tables, legend) in kinds.items():

@@ -58,7 +58,19 @@ def test_victims_are_compared_once_whatever_the_attacks():
         for s in (0, 1)
     ]
     found = differences(*runs)
-    assert list(found["attack_label"]) == ["none", "noise", "prune"]
+    assert list(found["attack_label"]) == ["before attack", "prune", "noise"]
     assert found.loc[0, "n"] == 2
     assert found.loc[0, "ber"] == 0
     assert found.loc[0, "ber_half"] == t.ppf(0.975, 1) * 0
+
+
+def test_bold_is_what_is_better_in_every_seed_not_on_average():
+    def style(others):
+        runs = [run("a", "prune", seed, [point(ber=0.05)]) for seed in range(3)]
+        runs += [run("b", "prune", seed, [point(ber=error)]) for seed, error in enumerate(others)]
+        df = report.variants(runs)
+        return report.strengths(df, report.aggregate(df), pairs.differences(df))[-1].style
+
+    assert style((0.25, 0.3, 0.35))
+    # The pooled bits of 0.3 are as far from 0.05 as before, one seed is the other way round.
+    assert not style((0.0, 0.3, 0.6))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cost, metrics, plots, report, store
+from bench import cost, metrics, pairs, plots, report, store
 from bench.types import ROW_FIELDS
 
 N, ALPHA = 256, 1e-9
@@ -216,7 +216,7 @@ def test_skipped_and_failed_rows_enter_no_mean_but_are_seen():
     table = report.summary(df, agg)
     assert [row[-1] for row in table.rows] == ["n/a [1]", "failed [2]"]
     assert table.notes == ["skipped: needs a layer", "failed: out of memory"]
-    text = report.markdown(report.strengths(df, agg), "")
+    text = report.markdown(report.strengths(df, agg, pairs.differences(df)), "")
     assert "neuralmark: skipped: needs a layer" in text
     assert "uchida: failed: out of memory" in text
 
@@ -281,7 +281,7 @@ def test_bold_needs_seeds_and_intervals_apart():
     def tables(seeds, ber):
         runs = [run(m, "prune", s, [point(ber=b)]) for s in range(seeds) for m, b in (("a", 0.05), ("b", ber))]
         df = report.variants(runs)
-        return report.strengths(df, report.aggregate(df))[-1]
+        return report.strengths(df, report.aggregate(df), pairs.differences(df))[-1]
 
     assert set(tables(3, 0.25).style.values()) == {"bold"}
     assert "**0.05" in report.markdown([tables(3, 0.25)], "")
@@ -295,7 +295,7 @@ def test_markdown_and_latex_are_whole_and_escaped():
     runs += [run("uchida", "prune", 0, [point("none", None, status="skipped", error=ugly)])]
     df = report.variants(runs)
     agg = report.aggregate(df)
-    tables = [report.summary(df, agg), *report.strengths(df, agg)]
+    tables = [report.summary(df, agg), *report.strengths(df, agg, pairs.differences(df))]
     text = report.markdown(tables, "legend")
     for block in re.findall(r"(?:^\|.*\n?)+", text, re.M):
         rows = block.strip().split("\n")

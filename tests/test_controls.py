@@ -1,0 +1,49 @@
+"""The table of controls, and what one that detects does to everything said of its method."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import metrics, plots, report
+from tests.test_report import call, point, run, save
+
+CLEAN = {"random_keys": 1000, "false_positives": 0, "mean_ber": 0.5, "least_log10_p": -3.0}
+
+
+def made(false_positives: int = 0) -> list[dict]:
+    bad = {**CLEAN, "false_positives": false_positives}
+    runs = [
+        run(m, a, s, [point()], controls=CLEAN) for m in ("uchida", "a") for a in ("prune", "noise") for s in (0, 1)
+    ]
+    return [*runs, run("uchida", "prune", 2, [point()], controls=bad)]
+
+
+def test_keys_are_pooled_over_seeds_and_counted_once_whatever_the_attacks():
+    table = report.controls(report.variants(made()))
+    rows = {row[0]: row[1:] for row in table.rows}
+    high = 100 * metrics.clopper_pearson(0, 3000)[1]
+    assert rows["uchida"] == ["0.500", "0 of 3", "3,000", "0", f"0 to {high:.2g}%", "1e-9"]
+    assert rows["a"][2:4] == ["2,000", "0"]
+    assert not table.style
+
+
+def test_a_key_that_verifies_makes_every_verdict_of_its_method_invalid(tmp_path, capsys):
+    runs = made(false_positives=1)
+    df = report.variants(runs)
+    cells = {(c.method_label, c.attack_label): c.text for c in plots.outcomes(df).itertuples()}
+    assert cells["uchida", "prune"] == cells["uchida", "noise"] == "INVALID"
+    assert cells["a", "prune"].startswith("survived")
+    table = report.controls(df)
+    (line,) = [i for i, row in enumerate(table.rows) if row[0] == "uchida"]
+    assert {i for i, _ in table.style} == {line}
+    assert call("--results", save(tmp_path, runs), "--formats", "svg") == 1
+    said = capsys.readouterr()
+    assert "INVALID" in said.err
+    assert "INVALID" in (tmp_path / "tables" / "summary.md").read_text()
+    assert "INVALID" in (tmp_path / "report.html").read_text().split("<main>")[1].split("</section>")[0]
+
+
+@pytest.mark.parametrize("found", [None, CLEAN | {"random_keys": 0, "false_positives": 0}])
+def test_runs_without_keys_say_so(found):
+    table = report.controls(report.variants([run("uchida", "prune", 0, [point()], controls=found)]))
+    assert table.rows == [["uchida", "0.500", "0 of 1", "–", "–", "–", "1e-9"]]
