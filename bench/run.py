@@ -262,6 +262,7 @@ def finished(path: Path, say: Callable[[str], None]) -> list[Row]:
 
 def write(x: Experiment, path: Path, rows: list[Row]) -> None:
     config = OmegaConf.to_container(x.cfg, resolve=True)
+    config.pop("claim", None)  # of conf/experiment/claims: what is asked of the run is no part of it
     env = {
         "python": platform.python_version(),
         "platform": platform.platform(),
