@@ -223,20 +223,19 @@ def write_tables(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def show(entries: Iterable[dict[str, Any]]) -> None:
-    """The table on stdout: what a claim says, its verdict, the numbers."""
+    """The table on stdout: verdicts, what the claims say, and the numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    grid.add_column("claim", overflow="fold", max_width=22)
     grid.add_column("verdict", no_wrap=True)
-    grid.add_column("numbers, with 95% intervals")
+    grid.add_column("claim; numbers with 95% intervals")
     for item in entries:
-        verdict = Text(item["verdict"], style=STYLES[item["verdict"]])
-        said = Text(f"{item['paper']}: {item['claim']}", style="bold")
-        grid.add_row(item["name"].replace("_", " "), verdict, Text.assemble(said, "\n", item["text"], "\n"))
+        said = Text.assemble((item["name"], "bold"), f" ({item['paper']}; {item['model']}, {item['data']})")
+        said.append(f"\n{item['claim']}", "italic")
+        grid.add_row(Text(item["verdict"], style=STYLES[item["verdict"]]), said.append(f"\n{item['text']}"))
     console.print(grid)
 
 
