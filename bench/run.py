@@ -285,6 +285,7 @@ def finished(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
 
 def write(x: Experiment, path: Path, found: dict[str, Any] | None, rows: list[Row]) -> None:
     config = OmegaConf.to_container(x.cfg, resolve=True)
+    config.pop("claim", None)  # of conf/experiment/claims: what is asked of the run is no part of it
     env = {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -35,15 +35,18 @@ utility. What is done is kept below results/ and not done again.
   python -m bench method=uchida --cfg job           the whole configuration
   python -m bench.layers model=vit_tiny             weights for a mark
   python -m bench.report                            tables, figures of all runs
+  python -m bench.claims                            verdicts on papers' claims
 """
 
 
 def options(group: str) -> list[str]:
-    """Names that a configuration group offers."""
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+    """Names that a configuration group offers; of experiments the papers' claims too, a folder deeper."""
+    folder = CONF / group
+    deeper = folder.glob("claims/*.yaml") if group == "experiment" else ()
+    return [p.relative_to(folder).with_suffix("").as_posix() for p in [*sorted(folder.glob("*.yaml")), *sorted(deeper)]]
 
 
-def _first_comment(path: Path) -> str:
+def first_comment(path: Path) -> str:
     lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     return next((line for line in lines if not line.startswith("@package")), "")
 
@@ -53,7 +56,9 @@ def help_text() -> str:
     out = [HEAD]
     for group in GROUPS:
         out.append(f"{group}=")
-        out += [f"  {name:18} {_first_comment(CONF / group / f'{name}.yaml')}" for name in options(group)]
+        for name in options(group):
+            width = 31 if "/" in name else 18
+            out.append(f"  {name:{width}} {first_comment(CONF / group / f'{name}.yaml')}")
     out.append("options")
     node = ""
     for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
@@ -88,7 +93,7 @@ def problem(argv: list[str]) -> str:
         if swept:
             return f"{swept[0].input_line}: several values are a sweep: add -m"
     try:
-        values = {o.input_line: _values(o) for o in parsed}
+        values = {o.input_line: each_word(o) for o in parsed}
     except HydraException:
         return "an interval cannot be enumerated: sweep over a,b,c or range(0,3)"
     if empty := next((line for line, choices in values.items() if not choices), ""):
@@ -111,8 +116,8 @@ def problem(argv: list[str]) -> str:
     return ""
 
 
-def _values(override: Override) -> list[str]:
-    """The override as one command-line word per swept value."""
+def each_word(override: Override) -> list[str]:
+    """An override as one command-line word per swept value. Raises HydraException for an interval."""
     if not override.is_sweep_override():
         return [override.input_line]
     key = override.get_key_element()
@@ -132,6 +137,8 @@ def _explain(error: Exception, trial: list[str]) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([\w/@.]+)/([^'/]*)'", text):
         group, name = found[1].split("@")[0], found[2]
+        if group == "experiment/claims":
+            group, name = "experiment", f"claims/{name}"
         if group == "hydra/launcher":
             return f"launcher={name} is not installed: pip install -e '.[{name}]'"
         known = options(group)

@@ -122,8 +122,11 @@ def test_a_given_axis_is_no_longer_swept(conf):
 
 def test_files_of_an_experiment_or_a_scale_are_those_of_something():
     """A typo in a name would silently be no file: they are looked for, not required."""
-    for path in (ROOT / "conf" / "experiment").glob("*/*.yaml"):
-        assert path.parent.name in EXPERIMENTS
+    folder = ROOT / "conf" / "experiment"
+    for path in folder.rglob("*/*.yaml"):
+        if path.relative_to(folder).with_suffix("").as_posix() in EXPERIMENTS:
+            continue  # a claim
+        assert path.parent.relative_to(folder).as_posix() in EXPERIMENTS
         assert path.stem in ATTACKS
         known = OmegaConf.load(ROOT / "conf" / "attack" / f"{path.stem}.yaml")
         own = OmegaConf.load(path)

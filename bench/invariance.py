@@ -1,0 +1,116 @@
+"""What bits cannot show of the frequency method: its components, before and after. Each is measured once and cached.
+
+Both work on the victim that a run's configuration names, from the cache of marks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from bench import branches, cache, run, spec
+from bench.experiment import Experiment
+from bench.train import Fit
+from bench.types import ConfigError, Snapshot, UserError, Victim
+from methods import layers
+from methods.frequency import KERNELS, Frequency
+
+VERSION = 1
+
+
+def fine_tuned(cfg: DictConfig) -> dict[str, float]:
+    """The run's fine-tuning made again with its own seeds: {components, trained, decay, steps}.
+
+    components: norm of the change of all components over their norm, after one common factor, 1 - `decay`, is taken
+    out: weight decay scales all alike. trained: relative change of the rest of the kernels, which gradients reach.
+    steps: of the optimiser. Raises ConfigError for another method or attack.
+    """
+    x = prepared(cfg)
+    if spec.kind(x.attack) != "finetune":
+        raise ConfigError(f"attack={spec.kind(x.attack)}: components are compared after attack=finetune")
+
+    def measure() -> dict[str, float]:
+        model = victim(x)
+        attacker = Victim(model, x.method, x.task.view("attacker"), other=x.other and x.other.view("attacker"))
+        task = attacker.other or attacker.task
+        fit = Fit(x.train, spec.derive(x.attack.seed, "attack", "finetune", "fit"), may_diverge=True)
+        steps = x.attack.run(attacker, run.rng(x.attack.seed, "attack", "finetune"), fit)
+        last: Snapshot = deque(steps, maxlen=1)[0]
+        (before, rest), (after, moved) = (parts(x, m) for m in (model, last.model))
+        factor = float((after * before).sum() / before.square().sum())
+        return {
+            "components": float((after - factor * before).norm() / before.norm()),
+            "trained": float((moved - rest).norm() / rest.norm()),
+            "decay": 1 - factor,
+            "steps": x.attack.epochs * max(1, task.size(task.train) // x.train.batch_size),
+        }
+
+    return _measured(x, "fine_tuned", measure)
+
+
+def rearranged(cfg: DictConfig) -> dict[str, float]:
+    """Filters and channels of the module's kernels in random orders, times random factors: {difference}.
+
+    difference: of the components of those kernels from the components, rearranged in the same way, in their norm.
+    Raises ConfigError for another method.
+    """
+    x = prepared(cfg)
+
+    def measure() -> dict[str, float]:
+        model = victim(x)
+        draw = run.rng(x.seed, "invariance", "rearranged")
+        before, kernels = x.method.components(model).detach(), layers.read(model, KERNELS).detach()
+        d, c = before.shape[:2]
+        rows, columns = draw.permutation(d), draw.permutation(c)
+        factors = [np.exp(draw.uniform(-1, 1, n)) * draw.choice([-1, 1], n) for n in (d, c)]
+        table = torch.from_numpy(np.outer(*factors)).to(kernels)
+
+        def moved(values: torch.Tensor) -> torch.Tensor:
+            scaled = values * table.view(d, c, *[1] * (values.dim() - 2))
+            return scaled[rows][:, columns]
+
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            changed.get_parameter(KERNELS).copy_(moved(kernels))
+        found, expected = parts(x, changed)[0], moved(before).double()
+        return {"difference": float((found - expected).norm() / expected.norm())}
+
+    return _measured(x, "rearranged", measure)
+
+
+def prepared(cfg: DictConfig) -> Experiment:
+    x = run.prepare(cfg)
+    if not isinstance(x.method, Frequency) or not x.method.module:
+        raise ConfigError(f"method={spec.kind(x.method)} has no frequency module whose components could be compared")
+    return x
+
+
+def victim(x: Experiment) -> nn.Module:
+    """The marked network of an experiment, from the cache or made."""
+    return run.load_weights(run.skeleton(x), run.mark(x).path)
+
+
+@torch.no_grad()
+def parts(x: Experiment, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """(components [D, C, B], the rest of the kernels [D, C, K^2]) of the module, in float64."""
+    found = x.method.components(model).double()
+    free = x.method.free(tuple(branches.branch(model).size.tolist())).to(found)
+    return found, layers.read(model, KERNELS).double().flatten(2) - found @ free
+
+
+def _measured(x: Experiment, what: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def build(folder: Path) -> dict[str, float]:
+        found = measure()
+        if not all(np.isfinite(value) for value in found.values()):
+            raise UserError(f"{what}: the components are no numbers any more")
+        return found
+
+    identity = {"what": what, "run": x.hashes()[0], "version": VERSION}
+    return cache.cached(x.cache, "invariance", identity, build, x.say).meta["measured"]
