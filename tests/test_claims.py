@@ -239,7 +239,8 @@ def test_equal_damage_is_the_damage_that_both_reach():
 
 
 def test_exact_intervals_are_scipys_and_contain_the_share():
-    from bench.evidence import clopper_pearson, interval
+    from bench.evidence import interval
+    from bench.metrics import clopper_pearson
 
     assert clopper_pearson(3, 3) == pytest.approx((0.025 ** (1 / 3), 1.0))
     assert clopper_pearson(0, 27) == pytest.approx((0.0, 1 - 0.025 ** (1 / 27)))
