@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,38 +84,50 @@ def mlflow(folder: Path) -> list[Seen]:
     return found
 
 
-def wandb(folder: Path) -> list[Seen]:
-    """The offline file: records of protobuf in LevelDB's log format."""
-    pytest.importorskip("wandb")
+def records(path: Path) -> list[Any]:
+    """An offline run's records: protobuf in LevelDB's log format, after a head of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    data, at, whole, found = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+        if at > len(data):
+            break
+        if kind in (1, 4):  # a record that is whole, or its end
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def wandb(folder: Path) -> list[Seen]:
+    pytest.importorskip("wandb")
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        data, at, whole, seen, code = path.read_bytes(), 7, b"", Seen(), None
-        while at + 7 <= len(data):
-            if (left := 32768 - at % 32768) < 7:
-                at += left
-                continue
-            _, size, kind = struct.unpack("<IHB", data[at : at + 7])
-            whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
-            if kind not in (1, 4):  # the middle of a record
-                continue
-            record, whole = Record.FromString(whole), b""
-            if record.WhichOneof("record_type") == "run":
+        for _ in range(300):  # another process writes them, and closes the file after `finish` has returned
+            read = records(path)
+            if "exit" in (kinds := [record.WhichOneof("record_type") for record in read]):
+                break
+            time.sleep(0.1)
+        seen = Seen()
+        for kind, record in zip(kinds, read, strict=True):
+            if kind == "run":
                 seen.params = {u.key: json.loads(u.value_json) for u in record.run.config.update}
                 seen.tags = dict(tag.split(":", 1) for tag in record.run.tags)
-            elif record.WhichOneof("record_type") == "history":
+            elif kind == "history":
                 items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
                 step = next(value for name, value in items.items() if name.endswith("/step"))
                 seen.verdicts += [value for name, value in items.items() if name.endswith("/verdict")]
                 seen.numbers |= {(name, step): v for name, v in items.items() if isinstance(v, int | float)}
-            elif record.WhichOneof("record_type") == "summary":
+            elif kind == "summary":
                 last = {u.key: json.loads(u.value_json) for u in record.summary.update}
                 if "status" in last:
                     seen.status = f"{last['status']}: {last['message']}" if last["message"] else last["status"]
-            elif record.WhichOneof("record_type") == "exit":
-                code = record.exit.exit_code
-        assert code == int(seen.status.startswith(("failed", "interrupted")))
+        codes = [record.exit.exit_code for kind, record in zip(kinds, read, strict=True) if kind == "exit"]
+        assert codes == [int(seen.status.startswith(("failed", "interrupted")))]
         found.append(seen)
     return found
 
