@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
@@ -21,6 +25,7 @@ from omegaconf import DictConfig, open_dict, read_write
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 CONF = Path(__file__).resolve().parents[1] / "conf"
+JOBS = "BENCH_JOBS"  # tells a sweep's jobs how many they are
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -29,13 +34,20 @@ def main(cfg: DictConfig) -> str:
     from bench import terminal
     from bench.run import job
 
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    title = " ".join(HydraConfig.get().overrides.task)
+    hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
+    title = " ".join(hydra.overrides.task)
+    place = ""
     if sweep:
-        terminal.say(f"\n[{HydraConfig.get().job.num + 1}] {title}")
+        jobs = hydra.job.env_set.get(JOBS) if terminal.animated() else None
+        place = f"[{hydra.job.num + 1}{f'/{jobs}' if jobs else ''}] "
+        terminal.say(f"\n{place}{title}")
         if cfg.device == "auto":
-            cfg.device = turn(HydraConfig.get().job.num)
-    outcome = job(cfg, terminal.say)
+            cfg.device = turn(hydra.job.num)
+    # Jobs at the same time cannot each redraw the last line of one terminal.
+    alone = not sweep or one_by_one(hydra)
+    with terminal.live(place) if alone else nullcontext((terminal.say, terminal.unseen)) as (say, progress):
+        outcome = job(cfg, say, progress)
     if outcome.rows:
         judge = (cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage)
         terminal.table(outcome.rows, *judge, outcome.boundary, outcome.controls)
@@ -44,11 +56,15 @@ def main(cfg: DictConfig) -> str:
     elif outcome.path is not None:
         print(f"{outcome.path}{' (was there already)' if outcome.status == 'cached' else ''}", flush=True)
     if sweep:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        note(folder, HydraConfig.get().job.num, outcome.status, title, outcome.message)
+        note(Path(hydra.runtime.output_dir), hydra.job.num, outcome.status, title, outcome.message)
     elif outcome.status == "failed":
         sys.exit(outcome.code)
     return outcome.status
+
+
+def one_by_one(hydra: DictConfig) -> bool:
+    """Whether a sweep's jobs run in this process, one after another."""
+    return hydra.launcher._target_.endswith(".BasicLauncher")
 
 
 def turn(num: int) -> str:
@@ -59,33 +75,43 @@ def turn(num: int) -> str:
     return f"cuda:{num % gpus}" if gpus > 1 else "auto"
 
 
+def count(words: list[str]) -> int:
+    """How many jobs the overrides of a sweep make."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    values = {o.get_key_element(): o for o in parser.parse_overrides(words)}
+    return math.prod(sum(1 for _ in o.sweep_string_iterator()) for o in values.values() if o.is_discrete_sweep())
+
+
 def note(folder: Path, num: int, status: str, job: str, message: str) -> None:
     """Leave a job's outcome in the sweep's folder, for the sweep's end."""
     (folder / f"job-{num}.json").write_text(json.dumps({"status": status, "job": job, "message": message}))
 
 
 class Sweep(Callback):
-    """Before a multirun, the order of its jobs; at its end, one line of what became of them, exit status 1 if any
-    failed."""
+    """Before a multirun, the number and order of its jobs; at its end, one line of what became of them, exit status 1
+    if any failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Let the attack vary slowest in a parallel sweep: jobs that start together then need different marks, where
-        one attack after another on the same mark would all wait for whoever trains it."""
+        """Tell the jobs how many they are, and let the attack vary slowest in a parallel sweep: jobs that start
+        together then need different marks, where one attack after another on the same mark would all wait for
+        whoever trains it."""
         hydra = config.hydra
-        if hydra.launcher._target_.endswith(".BasicLauncher") or not hydra.sweeper._target_.endswith(".BasicSweeper"):
+        if not hydra.sweeper._target_.endswith(".BasicSweeper"):
             return
         # As the sweeper joins them; a key keeps its first place, and its last value wins.
         words = [*(f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()), *hydra.overrides.task]
-        words.sort(key=lambda word: not re.match(r"[+~]*([\w/]+@)?attack\b", word))
         with read_write(hydra), open_dict(hydra):
-            hydra.sweeper.params, hydra.overrides.task = {}, words
+            hydra.overrides.hydra.append(f"+hydra.job.env_set.{JOBS}={count(words)}")
+            if not one_by_one(hydra):
+                words.sort(key=lambda word: not re.match(r"[+~]*([\w/]+@)?attack\b", word))
+                hydra.sweeper.params, hydra.overrides.task = {}, words
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         files = sorted(folder.glob("job-*.json"), key=lambda p: int(p.stem.split("-")[1]))
         jobs = [json.loads(p.read_text()) for p in files]
-        count = {s: sum(j["status"] == s for j in jobs) for s in ("done", "cached", "skipped", "failed")}
-        print("\n" + ", ".join(f"{status} {n}" for status, n in count.items()), flush=True)
+        ended = {s: sum(j["status"] == s for j in jobs) for s in ("done", "cached", "skipped", "failed")}
+        print("\n" + ", ".join(f"{status} {n}" for status, n in ended.items()), flush=True)
         for note in jobs:
             if note["status"] in ("skipped", "failed"):
                 print(f"  {note['status']}: {note['job']}: {note['message']}", flush=True)
@@ -94,5 +120,5 @@ class Sweep(Callback):
         for path in files:
             with contextlib.suppress(OSError):
                 path.unlink()
-        if count["failed"]:
+        if ended["failed"]:
             sys.exit(1)

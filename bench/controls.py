@@ -43,8 +43,9 @@ def _tried(x: Experiment, model: nn.Module, own: Key) -> dict[str, Any]:
     x.say(f"control: {x.verify.keys:,} random keys on {spec.kind(x.method)}'s mark")
     draws = np.random.default_rng(spec.derive(x.seed, "judge", "keys"))
     errors, accepts = [], []
-    with torch.inference_mode():
+    with torch.inference_mode(), x.progress("random keys", x.verify.keys) as step:
         for key, soft in x.method.trials(model, draws, x.verify.keys, x.task):
             errors.append(metrics.ber(soft, key.message))
             accepts.append(bool(x.method.accepts(key)))
+            step()
     return {"n_bits": own.n_bits, "ber": errors, "accepts": accepts}

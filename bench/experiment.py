@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 
 from bench import models, spec
 from bench.cache import Cache
+from bench.loggers import Log, Logger
+from bench.terminal import Progress, unseen
 from bench.train import Train
 from bench.types import Attack, ConfigError, Method, Row, Task
 
@@ -56,7 +58,7 @@ def silent(line: str) -> None:
 class Experiment:
     """A configuration with every node built and checked: what a run is a function of.
 
-    `other` is the data set that the attack moves to, if it names one.
+    `other` is the data set that the attack moves to, if it names one. `say`, `progress` and `log` hear how it goes.
     """
 
     cfg: DictConfig
@@ -68,10 +70,13 @@ class Experiment:
     train: Train
     verify: Verify
     cache: Cache
+    logger: Logger
     task: Task
     other: Task | None
     device: torch.device
     say: Callable[[str], None]
+    progress: Progress = unseen
+    log: Log = field(default_factory=Log)
 
     @property
     def seed(self) -> int:
@@ -143,11 +148,11 @@ class Experiment:
         return Row(**{**facts, **values})
 
 
-def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
+def prepare(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Progress = unseen) -> Experiment:
     """Build and check every node before anything costs time. Raises ConfigError or UserError."""
     names = [f.name for f in fields(Options)]
     options = spec.build({"_target_": "bench.experiment.Options", **{name: cfg.get(name) for name in names}}, "")
-    groups = ("method", "attack", "model", "data", "train", "verify", "cache")
+    groups = ("method", "attack", "model", "data", "train", "verify", "cache", "logger")
     node = {name: spec.build(cfg.get(name), name) for name in groups}
     task = spec.build(cfg.task, "task")
     device = pick_device(options.device)
@@ -167,7 +172,8 @@ def prepare(cfg: DictConfig, say: Callable[[str], None] = silent) -> Experiment:
         if not isinstance(transfer, dict):
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")
         other = opened.transfer(transfer)
-    return Experiment(cfg=cfg, options=options, task=opened, other=other, device=device, say=say, **node)
+    heard = {"say": say, "progress": progress}
+    return Experiment(cfg=cfg, options=options, task=opened, other=other, device=device, **heard, **node)
 
 
 def pick_device(name: str) -> torch.device:

@@ -46,7 +46,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in config.items():
         if isinstance(value, dict) and not (prefix and "label" in value):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif prefix not in ("", "cache.") and key != "_target_" and prefix + key != "attack.seed":
+        elif prefix not in ("", "cache.", "logger.") and key != "_target_" and prefix + key != "attack.seed":
             flat[prefix + key] = json.dumps(value["label"] if isinstance(value, dict) else value).replace('"', "")
     return flat
 

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import bench
-from bench import branches, cache, controls, metrics, resources, spec, store
-from bench.experiment import Experiment, device_name, prepare, silent
+from bench import branches, cache, controls, loggers, metrics, resources, spec, store
+from bench.experiment import Experiment, commit, device_name, prepare, silent
 from bench.keys import load_key, save_key
+from bench.terminal import Progress, unseen
 from bench.train import Fit
-from bench.types import ConfigError, Key, Row, Snapshot, UserError, Victim
+from bench.types import ConfigError, Key, Row, Snapshot, Task, UserError, Victim
 from methods import layers
 
 
@@ -49,7 +51,7 @@ def host(x: Experiment) -> cache.Entry:
     def build(folder: Path) -> dict[str, Any]:
         x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
         model = fresh(x)
-        return make(x, folder, lambda: owner_fit(x)(model, x.task.view("owner")))[1]
+        return make(x, folder, lambda: owner_fit(x, "host")(model, x.task.view("owner")))[1]
 
     return cache.cached(x.cache, "host", x.host_identity, build, x.say)
 
@@ -77,7 +79,8 @@ def _mark(x: Experiment) -> cache.Entry:
             load_weights(model, host(x).path)
         where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where)
         x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {where}")
-        model, measured = make(x, folder, lambda: x.method.embed(model, key, x.task.view("owner"), owner_fit(x)))
+        fit = owner_fit(x, "mark")
+        model, measured = make(x, folder, lambda: x.method.embed(model, key, x.task.view("owner"), fit))
         save_key(key, folder / "key.safetensors", spec.kind(x.method), x.method.version)
         soft = x.method.extract(model, key, x.task.view("owner")).cpu()
         error, weakest = metrics.ber(soft, key.message), metrics.weakest(soft, key.message)
@@ -94,7 +97,12 @@ def make(x: Experiment, folder: Path, train: Callable[[], nn.Module]) -> tuple[n
     seconds, peak = resources.stop(x.device, started)
     save_model(model, str(folder / "model.safetensors"))
     cost = {"seconds": seconds, "peak_mb": peak, "device": device_name(x.device)}
-    return model, {"utility": x.task.utility(model), **cost}
+    return model, {"utility": evaluate(x, x.task, model), **cost}
+
+
+def evaluate(x: Experiment, task: Task, model: nn.Module) -> float:
+    with x.progress("measuring", None):
+        return task.utility(model)
 
 
 def fresh(x: Experiment) -> nn.Module:
@@ -106,9 +114,10 @@ def skeleton(x: Experiment) -> nn.Module:
     return x.method.extend(fresh(x), x.task, spec.derive(x.seed, "owner", "extend"))
 
 
-def owner_fit(x: Experiment) -> Fit:
+def owner_fit(x: Experiment, stage: str) -> Fit:
     # Host and mark share initialisation and batches: their difference is the method's alone.
-    return Fit(x.train, spec.derive(x.seed, "owner", "fit"), say=x.say)
+    seed = spec.derive(x.seed, "owner", "fit")
+    return Fit(x.train, seed, say=x.say, what=f"{stage}: training", progress=x.progress, log=x.log.losses(stage))
 
 
 def rng(seed: int, *roles: object) -> np.random.Generator:
@@ -157,8 +166,8 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         yield x.row("none", status="skipped", error=reason, **utility)
         return
     name = spec.kind(x.attack)
-    fit = Fit(x.train, spec.derive(x.attack.seed, "attack", name, "fit"), may_diverge=True)
-    steps = x.attack.run(stolen, rng(x.attack.seed, "attack", name), fit)
+    fit = Fit(x.train, spec.derive(x.attack.seed, "attack", name, "fit"), may_diverge=True, progress=x.progress)
+    steps = watched(x, x.attack.run(stolen, rng(x.attack.seed, "attack", name), fit))
     seconds = 0.0
     while True:
         started = resources.start(x.device)
@@ -174,6 +183,20 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         row = measure(x, snapshot, key, {**utility, **known, "seconds": seconds, "peak_mb": peak})
         x.say(f"  {snapshot.knob} {'' if snapshot.strength is None else f'{snapshot.strength:g}'}: {_brief(row)}")
         yield row
+
+
+def watched(x: Experiment, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:
+    """The attack's snapshots, counted: each is done when the next one is asked for."""
+    lists = {name: value for name, value in vars(x.attack).items() if isinstance(value, list) and name != "knows"}
+    first = next(snapshots, None)
+    if first is None:
+        return
+    # How many there will be is known of an attack that has one list of strengths and goes through it.
+    total = len(lists[f"{first.knob}s"]) if [*lists] == [f"{first.knob}s"] else None
+    with x.progress(spec.kind(x.attack), total) as done:
+        for snapshot in itertools.chain([first], snapshots):
+            yield snapshot
+            done()
 
 
 def cost(entry: cache.Entry) -> dict[str, Any]:
@@ -196,7 +219,7 @@ def measure(x: Experiment, snapshot: Snapshot, key: Key | None, known: dict[str,
         task = x.other
         values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
     if "utility" not in values:
-        values["utility"] = task.utility(snapshot.model)
+        values["utility"] = evaluate(x, task, snapshot.model)
     if key is not None:
         error, log10_p, ok = judge(x, snapshot.model, key)
         values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok}
@@ -223,20 +246,32 @@ def carries(x: Experiment, model: nn.Module, key: Key) -> bool:
         return False
 
 
-def run(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
+def run(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Progress = unseen) -> Outcome:
     """Run one experiment, or find it done. Raises UserError (and what debugging needs) for what goes wrong."""
-    x = prepare(cfg, say)
+    x = prepare(cfg, say, progress)
     run_id, _ = x.hashes()
     path = store.run_path(x.results, spec.kind(x.method), spec.kind(x.attack), run_id)
     if not x.options.force and (known := finished(path, say)):
         rows = [Row(**row) for row in known["rows"]]
         return concluded(x, "cached", rows, known["controls"], path)
+    with loggers.logged(x.logger, lambda: about(x), say) as log:
+        rows, found = attacked(replace(x, log=log), path)
+        outcome = concluded(x, "done", rows, found, path)
+        log.close(outcome.status, outcome.message)
+    return outcome
+
+
+def attacked(x: Experiment, path: Path) -> tuple[list[Row], dict[str, Any] | None]:
+    """All rows of a run and what the random keys did, written to its file; where something goes wrong, the rows so far
+    and a failed one."""
     rows: list[Row] = []
     found = None
     try:
         for row in attack_rows(x):
             rows.append(row)
+            x.log.row(row, x.attack.goal, x.verify.max_damage)
         found = controls.random_keys(x, lambda: victim(x, _mark(x)))
+        x.log.controls(found)
     except Exception as error:
         if not isinstance(error, ConfigError):
             line = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
@@ -244,7 +279,16 @@ def run(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
             write(x, path, None, rows)
         raise
     write(x, path, found, rows)
-    return concluded(x, "done", rows, found, path)
+    return rows, found
+
+
+def about(x: Experiment) -> loggers.About:
+    """What a logger is told of a run before it begins."""
+    run_id, config_hash = x.hashes()
+    name = {"method": spec.kind(x.method), "attack": spec.kind(x.attack), "model": x.model.title, "data": x.data.name}
+    config = {key: node for key, node in OmegaConf.to_container(x.cfg, resolve=True).items() if key != "logger"}
+    tags = {"run_id": run_id, "config_hash": config_hash, "commit": commit() or "unknown"}
+    return loggers.About(f"{' '.join(name.values())} seed {x.seed}", config, {**name, **tags})
 
 
 def concluded(x: Experiment, status: str, rows: list[Row], found: dict[str, Any] | None, path: Path) -> Outcome:
@@ -299,10 +343,10 @@ def write(x: Experiment, path: Path, found: dict[str, Any] | None, rows: list[Ro
     store.write_run(path, config, env, found, rows)
 
 
-def job(cfg: DictConfig, say: Callable[[str], None] = silent) -> Outcome:
+def job(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Progress = unseen) -> Outcome:
     """`run`, with every error turned into an outcome of one line; debug=true shows the traceback as well."""
     try:
-        return run(cfg, say)
+        return run(cfg, say, progress)
     except Exception as error:
         if str(cfg.get("debug")).lower() == "true":  # not parsed yet when the configuration itself is at fault
             traceback.print_exc(file=sys.stderr)

@@ -1,16 +1,105 @@
-"""What a run prints: progress lines on stderr, one table on stdout that fits 80 columns."""
+"""What a run prints: progress on stderr, one table on stdout that fits 80 columns and narrower terminals.
+
+Progress is plain lines. Where stderr is a terminal, a line with elapsed and remaining time is below them for whatever
+takes more than a second.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from bench import metrics
 from bench.types import Row
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# progress(what, total) -> a context whose value is called after each of `total` steps (None: nobody knows how many).
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
+
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def unseen(what: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
+    """The `Progress` of a caller that wants none shown."""
+    return contextlib.nullcontext(_nothing)
+
+
+def _nothing() -> None:
+    pass
+
+
+def animated() -> bool:
+    """Whether a line on stderr can be redrawn: a terminal, and not one that only prints."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def live(prefix: str = "") -> Iterator[tuple[Callable[[str], None], Progress]]:
+    """(say, progress) of one job, stages shown as `prefix` and their names; plain `say` and `unseen` off a terminal.
+
+    Steps are counted where they are made and looked at once a second, by a thread. The cursor is never hidden, so
+    that however a run ends, it is there.
+    """
+    if not animated():
+        yield say, unseen
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    class Steady(Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            return False
+
+    class Stages(rich.Progress):
+        def get_renderables(self) -> Iterator[Table]:
+            stages = self.tasks
+            for stage in stages:
+                with contextlib.suppress(KeyError):  # it has just ended
+                    self.update(stage.id, completed=stage.fields["steps"][0])
+            yield self.make_tasks_table([stage for stage in stages if (stage.elapsed or 0) >= 1])
+
+    @contextlib.contextmanager
+    def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+        steps = [0]
+
+        def step() -> None:
+            steps[0] += 1
+
+        stage = stages.add_task(f"{prefix}{what}", total=total, steps=steps)
+        try:
+            yield step
+        finally:
+            stages.remove_task(stage)
+
+    console = Steady(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
+    columns = (
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(20),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left:"),
+        rich.TimeRemainingColumn(),
+    )
+    # Speed is taken over all looks that rich keeps, for steps may be minutes apart. What is printed on stderr by
+    # anybody appears above the lines; stdout is left alone, it may be a file.
+    stages = Stages(
+        *columns,
+        console=console,
+        transient=True,
+        refresh_per_second=1,
+        speed_estimate_period=24 * 3600,
+        redirect_stdout=False,
+    )
+    with stages:
+        yield lambda line: console.print(line, soft_wrap=True), progress
 
 
 def table(
@@ -23,37 +112,60 @@ def table(
 ) -> None:
     """Rows of one run on stdout; `boundary` is the p-value of the method's own paper, if it has one, `controls` what
     the random keys did (bench.controls)."""
-    from dataclasses import asdict
-
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     first = rows[0]
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
+    known = {**(controls or {}), "alpha": alpha}
+    claims = any(r.claim_ber is not None for r in rows)
+    # No digit is ever cut off: first knobs are broken into lines, then the p-values go, which follow from the BER.
+    for gap, wrap, p_values in ((1 if claims else 2, False, True), (1, True, True), (1, True, False)):
+        grid = _grid(rows, known, goal, max_damage, gap, wrap, p_values)
+        if console.measure(grid, options=console.options.update_width(1000)).minimum <= console.width:
+            break
+    console.print(f"{first.method} on {first.model}, {first.data}, seed {first.seed}", style="bold")
+    console.print(grid, crop=False)
+    for line in notes(rows, goal, alpha, boundary, controls):
+        console.print(line, style="dim", soft_wrap=False)
+
+
+def _grid(
+    rows: list[Row], known: dict[str, Any], goal: str, max_damage: float, gap: int, wrap: bool, p_values: bool
+) -> Table:
+    """Rows as a table with `gap` blanks between columns; `known`: what a verdict needs beside the row.
+
+    `wrap`: the first column, each knob once, may be broken into lines. Without `p_values` their columns are left out.
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+    from rich.text import Text
+
     name = next((r.utility_name for r in rows if r.utility_name), "utility")
     claims = any(r.claim_ber is not None for r in rows)
-    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1 if claims else 2, 0, 0))
-    grid.add_column(Text(first.attack), no_wrap=True)
-    for column in ("strength", "BER", "log10 p", *(("claim", "log10 p") if claims else ()), name, "damage"):
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    grid.add_column(Text(rows[0].attack), no_wrap=not wrap, overflow="fold")
+    measured = ["BER", "log10 p", *(("claim", "log10 p") if claims else ())]
+    for column in ("strength", *(m for m in measured if p_values or m != "log10 p"), name, "damage"):
         grid.add_column(column, justify="right")
     grid.add_column("verdict")
-    for row in rows:
+    for above, row in zip([None, *rows], rows, strict=False):
         hurt = metrics.damage(asdict(row)) if row.knob != "host" else None
-        strength = "" if row.strength is None else f"{row.strength:g}"
-        cells = [strength, _number(row.ber, 3), _number(row.log10_p, 1)]
-        if claims:
-            cells += [_number(row.claim_ber, 3), _number(row.claim_log10_p, 1)]
+        cells = ["" if row.strength is None else f"{row.strength:g}"]
+        values = [(row.ber, row.log10_p), *([(row.claim_ber, row.claim_log10_p)] if claims else ())]
+        for error, log10_p in values:
+            cells += [_number(error, 3), *([_number(log10_p, 1)] if p_values else ())]
         if row.status == "ok":
             cells += [_number(row.utility, 2), _number(hurt, 2)]
         else:
             cells += ["", ""]
-        verdict = metrics.verdict({**asdict(row), **(controls or {}), "alpha": alpha}, goal, max_damage)
-        grid.add_row(row.knob.replace("lambda factor", "factor"), *cells, verdict)
-    console.print(f"{first.method} on {first.model}, {first.data}, seed {first.seed}", style="bold")
-    console.print(grid)
-    for line in notes(rows, goal, alpha, boundary, controls):
-        console.print(line, style="dim", soft_wrap=False)
+        verdict = metrics.verdict({**asdict(row), **known}, goal, max_damage)
+        again = wrap and above is not None and above.knob == row.knob
+        grid.add_row("" if again else row.knob.replace("lambda factor", "factor"), *cells, verdict)
+    grid.columns[0].min_width = 9
+    for column in grid.columns[1:]:
+        column.no_wrap, column.min_width = True, max(len(str(cell)) for cell in column.cells)
+    return grid
 
 
 def notes(

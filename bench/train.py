@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import spec
+from bench.terminal import Progress, unseen
 from bench.types import ConfigError, Task, UserError
 
 QUIET = 5.0  # seconds between progress lines
@@ -84,13 +85,17 @@ class Fit:
     """The training loop bound to a schedule and a seed: what `embed` and `run` are handed.
 
     `may_diverge`: an attacker may ruin its copy, which then is a row; an owner may not, which is an error.
-    `say` hears of epochs, at most every few seconds.
+    `say` hears of epochs, at most every few seconds, `progress` of steps under the name `what`, and `log` of each
+    epoch's number and mean loss, where that is read anyway.
     """
 
     train: Train
     seed: int
     may_diverge: bool = False
     say: Callable[[str], None] | None = None
+    what: str = "training"
+    progress: Progress = unseen
+    log: Callable[[int, float], None] | None = None
 
     def using(self, **schedule: Any) -> Fit:
         """The same loop with fields of the schedule replaced (lr=, epochs=, ...)."""
@@ -132,33 +137,39 @@ class Fit:
         )
         precision = config.autocast(device)
         spoke = time.monotonic()
-        for epoch in range(1, config.epochs + 1):
-            _train_mode(model, only)
-            # Dropout and stochastic depth draw from the global generator: seeded each epoch, they
-            # do not depend on what anybody else drew in between.
-            torch.manual_seed(spec.derive(self.seed, "layers", epoch))
-            total = torch.zeros((), device=device)
-            for batch in task.batches(task.train, config.batch_size, spec.derive(self.seed, "batches", epoch)):
-                with precision:
-                    value = loss(forward, batch)
-                if penalty is not None:
-                    value = value + penalty(model)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                optimizer.step()
-                scheduler.step()
-                if step is not None:
-                    with torch.no_grad():
-                        step(model)
-                total += value.detach()
-            model.eval()
-            # Read once an epoch: a value read in the loop would wait for the device at each step.
-            if not self.may_diverge and not math.isfinite(float(total)):
-                raise UserError(f"training diverged in epoch {epoch} (loss {float(total)}): lower train.lr")
-            if self.say and time.monotonic() - spoke > QUIET:
-                spoke = time.monotonic()
-                self.say(f"  epoch {epoch} of {config.epochs}: loss {float(total) / per_epoch:.4f}")
-            yield epoch
+        with self.progress(self.what, per_epoch * config.epochs) as stepped:
+            for epoch in range(1, config.epochs + 1):
+                _train_mode(model, only)
+                # Dropout and stochastic depth draw from the global generator: seeded each epoch, they
+                # do not depend on what anybody else drew in between.
+                torch.manual_seed(spec.derive(self.seed, "layers", epoch))
+                total = torch.zeros((), device=device)
+                for batch in task.batches(task.train, config.batch_size, spec.derive(self.seed, "batches", epoch)):
+                    with precision:
+                        value = loss(forward, batch)
+                    if penalty is not None:
+                        value = value + penalty(model)
+                    optimizer.zero_grad(set_to_none=True)
+                    value.backward()
+                    optimizer.step()
+                    scheduler.step()
+                    if step is not None:
+                        with torch.no_grad():
+                            step(model)
+                    total += value.detach()
+                    stepped()
+                model.eval()
+                # Read once an epoch: a value read in the loop would wait for the device at each step.
+                if not self.may_diverge:
+                    lost = float(total)
+                    if not math.isfinite(lost):
+                        raise UserError(f"training diverged in epoch {epoch} (loss {lost}): lower train.lr")
+                    if self.log:
+                        self.log(epoch, lost / per_epoch)
+                if self.say and time.monotonic() - spoke > QUIET:
+                    spoke = time.monotonic()
+                    self.say(f"  epoch {epoch} of {config.epochs}: loss {float(total) / per_epoch:.4f}")
+                yield epoch
         model.eval().requires_grad_(True)
 
 

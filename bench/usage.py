@@ -20,7 +20,7 @@ from bench.cli import CONF
 from bench.spec import near
 from bench.types import UserError
 
-GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "experiment", "scale")
+GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "logger", "experiment", "scale")
 
 OTHER_CONFIG = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 

@@ -1,0 +1,241 @@
+"""What people see: progress on a terminal and plain lines off it, a table that fits, NO_COLOR, and a sane terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import run, terminal
+from bench.train import Fit
+from bench.types import Row
+from tests.conftest import ROOT, TINY, tiny
+from tests.test_report import plausible, save
+
+ESCAPE = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])")
+COLOURS = {*range(30, 39), *range(40, 49), *range(90, 98), *range(100, 108)}
+HIDDEN = "\x1b[?25l"
+
+
+def on_terminal(*words: str, until: str = "", stdout: Path | None = None, **env: str) -> tuple[int, str]:
+    """(exit status, all that a pseudo-terminal got) of a Python command; SIGINT once `until` was printed there."""
+    outer, inner = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80", **env}
+    with open(stdout or os.devnull, "wb") as file:
+        out = file if stdout else inner
+        process = subprocess.Popen([sys.executable, *words], stdin=inner, stdout=out, stderr=inner, env=env, cwd=ROOT)
+    os.close(inner)
+    said = b""
+    with open(outer, "rb", buffering=0) as screen:
+        while True:
+            try:
+                said += screen.read(65536)
+            except OSError:  # the other end is closed
+                break
+            if until and until.encode() in said:
+                process.send_signal(signal.SIGINT)
+                until = ""
+    return process.wait(60), said.decode()
+
+
+def colours(text: str) -> set[int]:
+    """The colour codes among a text's escape sequences; bold and dim are none."""
+    codes = [code for code, letter in ESCAPE.findall(text) if letter == "m"]
+    return {int(n) for code in codes for n in code.split(";") if n} & COLOURS
+
+
+def last_screen(text: str) -> str:
+    """What a line of the terminal shows at the end: erased lines are gone."""
+    return ESCAPE.sub("", text.replace("\r\x1b[2K", "\x00").rpartition("\x00")[2])
+
+
+def rows(claims: bool) -> list[Row]:
+    """The widest rows there are: long knobs, four digits before the point, a skipped point."""
+    known = {"run_id": "x", "method": "neuralmark", "attack": "overwrite", "model": "resnet18", "data": "digits"}
+    known |= {"seed": 0, "n_bits": 256, "utility_name": "top1", "utility_victim": 99.16, "utility_host": 99.44}
+    out = [
+        Row(**known, knob="host", ber=0.496, log10_p=-0.3, detected=False, utility=99.44),
+        Row(**known, knob="none", ber=0.0, log10_p=-77.1, detected=True, utility=99.16),
+    ]
+    claim = {"claim_ber": 0.002, "claim_log10_p": -76.2, "claim_detected": True} if claims else {}
+    for lr in ("0.001", "0.0001"):
+        for factor in (1, 10, 1000):
+            values = {"ber": 0.012, "log10_p": -70.1, "detected": True, "utility": 98.33, **claim}
+            out.append(Row(**known, knob=f"lambda factor, lr {lr}", strength=factor, **values))
+    return [*out, Row(**known, knob="bits/dynamic-int8", strength=8, status="skipped", error="no linear layer")]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("claims", [False, True])
+@pytest.mark.parametrize("width", [80, 60, None])
+def test_the_table_fits_and_cuts_no_number_off(monkeypatch, width, claims):
+    monkeypatch.setattr(sys, "stdout", Terminal() if width else io.StringIO())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width or 300))  # in a pipe it is 80, whatever the terminal is
+    terminal.table(rows(claims), "overwrite" if claims else "removal", 1e-9, 5.0, 2.9e-39)
+    lines = ESCAPE.sub("", sys.stdout.getvalue()).splitlines()
+    assert max(map(len, lines)) <= (width or 80)
+    text = "\n".join(lines)
+    assert "…" not in text
+    heads = next(line for line in lines if "strength" in line)
+    assert ("log10 p" in heads) is not (width == 60 and claims)
+    points = [line.split() for line in lines if line.endswith(("survived", "ambiguous", "survived ", "ambiguous "))]
+    numbers = ["0.012", *(["-70.1"] if "log10 p" in heads else []), *(["0.002"] if claims else [])]
+    numbers += [*(["-76.2"] if claims and "log10 p" in heads else []), "98.33", "0.83"]
+    expected = [[f"{strength:g}", *numbers] for strength in (1, 10, 1000) * 2]
+    assert [words[-len(numbers) - 2 : -1] for words in points if "98.33" in words] == expected
+    assert text.count("lr 0.001") + text.count("lr\n0.001") + len(re.findall(r"^0\.001\s*$", text, re.M)) >= 1
+
+
+@pytest.mark.parametrize("off", [{"TERM": "dumb"}, {"TERM": ""}, {}])
+def test_off_a_terminal_there_are_plain_lines_only(monkeypatch, off):
+    screen = Terminal() if off else io.StringIO()
+    monkeypatch.setenv("TERM", off.get("TERM", "xterm") or "dumb")
+    if off.get("TERM") == "":
+        monkeypatch.delenv("TERM")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    with terminal.live("[1/2] ") as (say, progress):
+        assert (say, progress) == (terminal.say, terminal.unseen)
+        with progress("training", 3) as done:
+            done()
+            say("  epoch 1 of 3: loss 0.5")
+    assert screen.getvalue() == "  epoch 1 of 3: loss 0.5\n"
+
+
+STAGE = """
+import time
+from bench import terminal
+from bench.types import Row
+with terminal.live("[2/3] ") as (say, progress):
+    with progress("short", 2) as done:
+        done()
+    with progress("mark: training", 4) as done, progress("unknown", None):
+        for step in range(4):
+            done()
+            say(f"line {step} [red]" + "x" * 90)
+            time.sleep(0.8)
+row = {"run_id": "x", "method": "uchida", "attack": "prune", "model": "resnet18", "data": "digits", "seed": 0}
+terminal.table([Row(**row, knob="none", n_bits=64, ber=0.0, log10_p=-19.3, detected=True)], "removal", 1e-9, 5.0)
+"""
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_progress_and_table_on_a_terminal_and_no_color(plain):
+    code, said = on_terminal("-c", STAGE, **({"NO_COLOR": "1"} if plain else {}))
+    assert code == 0
+    assert bool(colours(said)) is not plain
+    assert re.search(r"\[2/3\] mark: training .* 75% .*0:00:0\d.* left: \d:\d\d:\d\d", ESCAPE.sub("", said))
+    assert "[2/3] unknown" in said
+    assert "short" not in said  # it took no second
+    assert HIDDEN not in said
+    for step in range(4):  # lines are whole, and no markup
+        assert f"line {step} [red]{'x' * 90}" in said
+    assert "mark: training" not in last_screen(said)
+    assert last_screen(said).lstrip("\r\n").startswith("uchida on resnet18")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_reports_tables_respect_no_color(tmp_path, plain):
+    save(tmp_path, plausible(seeds=(0, 1), attacks=("none", "prune")))
+    words = ["--results", str(tmp_path), "--formats", "svg"]
+    code, said = on_terminal("-m", "bench.report", *words, **({"NO_COLOR": "1"} if plain else {}))
+    assert code == 0, said
+    assert "survived" in said
+    assert bool(colours(said)) is not plain
+
+
+def test_help_has_no_escapes_on_a_terminal():
+    code, said = on_terminal("-m", "bench", "--help")
+    assert code == 0
+    assert "\x1b" not in said
+    assert "python -m bench method=NAME" in said
+
+
+def test_a_sweep_shows_its_jobs_and_stdout_is_the_tables(tmp_path):
+    words = [*TINY, "train.epochs=3", "method=none", "attack=noise,none", "attack.seed=0", f"results_dir={tmp_path}"]
+    code, said = on_terminal("-m", "bench", "-m", *words, stdout=tmp_path / "stdout")
+    assert code == 0, said
+    assert re.findall(r"^\[(\d/\d)\] model=timm", said, re.M) == ["1/2", "2/2"]
+    assert re.search(r"\[1/2\] host: training .*%.* left: ", ESCAPE.sub("", said))
+    assert "host: training test_resnet on digits" in said  # the plain line
+    assert HIDDEN not in said
+    printed = (tmp_path / "stdout").read_text()
+    assert "\x1b" not in printed
+    assert printed.count("none on test_resnet, digits, seed 0") == 2
+    assert "done 2, cached 0" in printed
+
+
+def test_an_interrupted_run_leaves_the_terminal_sane(tmp_path):
+    words = [*TINY, "train.epochs=1000", "method=none", "attack=none", f"results_dir={tmp_path}"]
+    code, said = on_terminal("-m", "bench", *words, until="left: ")
+    assert code == 130
+    assert HIDDEN not in said
+    assert last_screen(said).strip().startswith("interrupted: ")
+    assert "Traceback" not in said
+
+
+@contextmanager
+def _counted(stages: list, what: str, total: int | None) -> Iterator:
+    stage = [what, total, 0]
+    stages.append(stage)
+
+    def done() -> None:
+        stage[2] += 1
+
+    yield done
+
+
+@pytest.mark.parametrize("attack", ["prune", "noise", "quantize", "finetune", "shift"])
+def test_every_stage_makes_the_steps_it_announced(results, attack):
+    stages: list[list] = []
+    cfg = tiny(results, "uchida", attack, "force=true")
+    outcome = run.job(cfg, progress=lambda what, total: _counted(stages, what, total))
+    assert outcome.status == "done", outcome.message
+    assert all(total in (None, steps) for what, total, steps in stages if what != "measuring"), stages
+    (points,) = [stage for stage in stages if stage[0] == attack]
+    assert points[2] == len([row for row in outcome.rows if row.knob not in ("host", "none")])
+    assert (points[1] is None) is (attack in ("quantize", "finetune"))
+    assert any(what == "training" for what, *_ in stages) is (attack in ("finetune", "shift"))
+
+
+def test_being_watched_changes_no_weight(results):
+    x = run.prepare(tiny(results, "none", "none", "train.epochs=2"))
+    heard: list = []
+    watched = Fit(x.train, 7, progress=lambda what, n: _counted(heard, what, n), log=lambda *loss: heard.append(loss))
+    models = [fit(run.fresh(x), x.task.view("owner")) for fit in (Fit(x.train, 7), watched)]
+    a, b = (model.state_dict() for model in models)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    (_, total, steps), *losses = heard
+    assert total == steps > 0
+    assert [epoch for epoch, _ in losses] == [1, 2]
+    assert losses[0][1] > losses[1][1] > 0
+
+
+def test_a_step_costs_nothing_that_redraws(monkeypatch):
+    """However many steps, what is drawn is drawn by time."""
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with terminal.live() as (_, progress), progress("training", 10**5) as done:
+        before = screen.tell()
+        for _ in range(10**5):
+            done()
+        assert screen.tell() - before < 1000
+        time.sleep(2.2)
+        assert "100%" in screen.getvalue()
