@@ -28,4 +28,4 @@ lint: .venv/installed
 	touch .venv/installed
 
 clean:
-	rm -rf .venv results/runs results/cache results/tables results/figures results/report.html results/sweeps
+	rm -rf .venv results/runs results/cache results/tables results/figures results/report.html results/sweeps results/claims.json results/tensorboard results/mlruns results/wandb

@@ -14,14 +14,18 @@ from torch import nn
 
 from bench import cache, metrics, spec
 from bench.experiment import Experiment
-from bench.types import Key
+from bench.types import Key, UserError
 
-VERSION = 1
+VERSION = 2  # 2: keys drawn for another network
+CHECKED = 3  # keys that are read a second time, by the method's own extract
 
 
-def random_keys(x: Experiment, victim: Callable[[], tuple[nn.Module, Key]]) -> dict[str, Any] | None:
-    """`verify.keys` fresh keys, each message and secret drawn as an owner draws them, on the marked network.
+def random_keys(
+    x: Experiment, victim: Callable[[], tuple[nn.Module, Key]], other: Callable[[], nn.Module]
+) -> dict[str, Any] | None:
+    """`verify.keys` keys, message and secret drawn by strangers for a network of their own, tried on the marked one.
 
+    `victim` gives the marked network and its key, `other` the strangers' network: same architecture, other weights.
     Returns {random_keys, false_positives, mean_ber, least_log10_p}: how many were tried and verified, what they read.
     None for a method without a mark, or no keys. Verification is the judge's, with every check the method prescribes.
     Measured once for each mark, whatever attacks follow; alpha is applied afterwards.
@@ -29,7 +33,7 @@ def random_keys(x: Experiment, victim: Callable[[], tuple[nn.Module, Key]]) -> d
     if not x.method.marks or not x.verify.keys:
         return None
     identity = {**x.mark_identity, "keys": x.verify.keys, "control": VERSION}
-    tried = cache.cached(x.cache, "control", identity, lambda _: _tried(x, *victim()), x.say)
+    tried = cache.cached(x.cache, "control", identity, lambda _: _tried(x, *victim(), other()), x.say)
     bits, errors = tried["n_bits"], tried["ber"]
     least = [metrics.log10_p(error, bits) for error in errors]
     passed = [metrics.is_detected(p, x.verify.alpha) for p in least]
@@ -38,14 +42,17 @@ def random_keys(x: Experiment, victim: Callable[[], tuple[nn.Module, Key]]) -> d
     return found | {"mean_ber": float(np.mean(errors)), "least_log10_p": min(least)}
 
 
-def _tried(x: Experiment, model: nn.Module, own: Key) -> dict[str, Any]:
-    """BER and acceptance of every key."""
+def _tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[str, Any]:
+    """BER and acceptance of every key. Raises UserError for a method whose `trials` are not what `extract` reads."""
     x.say(f"control: {x.verify.keys:,} random keys on {spec.kind(x.method)}'s mark")
     draws = np.random.default_rng(spec.derive(x.seed, "judge", "keys"))
     errors, accepts = [], []
     with torch.inference_mode(), x.progress("random keys", x.verify.keys) as step:
-        for key, soft in x.method.trials(model, draws, x.verify.keys, x.task):
+        for key, soft in x.method.trials(model, other, draws, x.verify.keys, x.task):
             errors.append(metrics.ber(soft, key.message))
+            if len(errors) <= CHECKED and errors[-1] != metrics.ber(x.method.extract(model, key, x.task), key.message):
+                kind = spec.kind(x.method)
+                raise UserError(f"{kind}.trials reads other bits than {kind}.extract: it controls another detector")
             accepts.append(bool(x.method.accepts(key)))
             step()
     return {"n_bits": own.n_bits, "ber": errors, "accepts": accepts}

@@ -149,11 +149,17 @@ def aggregate(df: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(sorted((_point(key, g) for key, g in groups), key=order))
 
 
+def _telling(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of several files that hold the same, first the one whose control detects, then those that tried random keys (a
+    run that failed did not), then attack=none."""
+    order = np.lexsort([rows["attack"] != "none", rows["random_keys"].isna(), rows["verdict"] != "FALSE ALARM"])
+    return rows.iloc[order]
+
+
 def before(df: pd.DataFrame) -> pd.DataFrame:
     """Control and untouched victim, aggregated once per method: every attack's run file repeats them."""
     rows = df[df["knob"].isin(BEFORE) & (df["status"] == "ok")]
-    rows = rows.sort_values("attack", key=lambda names: names != "none", kind="stable")
-    rows = rows.drop_duplicates(["method_label", "model", "data", "knob", "seed"])
+    rows = _telling(rows).drop_duplicates(["method_label", "model", "data", "knob", "seed"])
     rows = rows.assign(attack="none", attack_label="before attack", config_hash="", goal="removal")
     return aggregate(rows) if len(rows) else aggregate(df).iloc[:0]
 
@@ -169,6 +175,8 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
     start = {(p.method_label, p.model, p.data, p.knob): p for p in before(df).itertuples()}
     cells = {(c.method_label, c.model, c.data, c.attack_label): c for c in plots.outcomes(df).itertuples()}
     attacks = [*dict.fromkeys(agg.loc[agg["attack"] != "none", "attack_label"])]
+    place = ["method_label", "model", "data"]
+    tried = set(df.loc[df["random_keys"].fillna(0) > 0, place].itertuples(index=False, name=None))
     keys = ["method", "model", "data"] if len(places(df)) > 1 else ["method"]
     head = [("", name) for name in [*keys, "fidelity", "victim BER", "host control", *attacks]]
     table = Table("Summary", seeds(p.n for p in start.values()), head, len(keys))
@@ -181,6 +189,8 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
         row += ["–"] * (len(keys) + 2 - len(row))
         said = "–" if host is None or host.verdict == "unmarked" else host.verdict
         row.append(f"ok (BER {host.ber:.2f})" if said == "control" else said)
+        if said == "control" and (label, model, data) not in tried:
+            row[-1] += table.note("no random keys were tried on this mark: verify.keys=0, or no run of it went through")
         if "ALARM" in said:
             table.style[i, len(row) - 1] = STYLES["invalid"]
         for attack in attacks:
@@ -194,7 +204,7 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
 def controls(df: pd.DataFrame) -> Table:
     """The two controls of every mark, seeds pooled: the unmarked host, and random keys on the victim."""
     hosts = df[(df["knob"] == "host") & (df["status"] == "ok")]
-    hosts = hosts.drop_duplicates(["method_label", "model", "data", "seed", "alpha"])
+    hosts = _telling(hosts).drop_duplicates(["method_label", "model", "data", "seed", "alpha"])
     keys = ["method", "model", "data"] if len(places(df)) > 1 else ["method"]
     names = ["host BER", "detected", "random keys", "verified", "95% interval", "alpha"]
     table = Table("Controls", seeds(hosts.groupby(["method_label", "model", "data"])["seed"].nunique()), [], len(keys))
@@ -221,7 +231,9 @@ def _beats(p: Any, q: Any, apart: dict[tuple, tuple[float, float]]) -> bool:
     return missing(half) or mean + half < 0  # no interval: fewer than two seeds in common
 
 
-def _strengths(block: pd.DataFrame, title: str, apart: dict[tuple, tuple[float, float]]) -> Table:
+def _strengths(
+    block: pd.DataFrame, title: str, apart: dict[tuple, tuple[float, float]], bad: dict[tuple, str]
+) -> Table:
     # A run without a point gets a note, not columns.
     skipped = block["status"].eq("skipped") & block["knob"].eq("none")
     block, gone = (block[~skipped], block[skipped]) if not skipped.all() else (block, block[:0])
@@ -229,7 +241,9 @@ def _strengths(block: pd.DataFrame, title: str, apart: dict[tuple, tuple[float, 
     claims, start = int(block["claim_ber"].notna().any()), block["attack"].eq("none").all()
     knobs = [knob for knob in dict.fromkeys(block["knob"]) if knob not in BEFORE]
     keys = ["model"] if start else knobs if len(knobs) == 1 else ["knob", "strength"]
-    head = [(label, name) for _, label in methods for name in ("BER", *["claim BER"] * claims, "utility")]
+    place = (block["model"].iloc[0], block["data"].iloc[0])
+    words = {label: f"{label} ({bad[label, *place]})" if (label, *place) in bad else label for _, label in methods}
+    head = [(words[label], name) for _, label in methods for name in ("BER", *["claim BER"] * claims, "utility")]
     n = block.loc[block["status"] == "ok", "n"]
     table = Table(title, seeds(n), [*(("", key) for key in keys), *head], len(keys))
     _ = [table.note(f"{p.method_label}: skipped: {p.reason}") for p in gone.itertuples()]
@@ -243,7 +257,8 @@ def _strengths(block: pd.DataFrame, title: str, apart: dict[tuple, tuple[float, 
                 if p.status == "ok":
                     utility = interval(p.utility, p.utility_half, p.utility_name)
                     texts = [ber(p), *[claim(p)] * claims, utility]
-                    bands |= {} if missing(p.ber) or knob == "host" else {len(row): p}
+                    counts = not missing(p.ber) and knob != "host" and words[label] == label
+                    bands |= {len(row): p} if counts else {}
                 else:
                     mark = table.note(f"{label}: {p.status}: {p.reason}")
                     texts[0] = texts[0].replace("–", p.status) + mark
@@ -261,8 +276,14 @@ def _strengths(block: pd.DataFrame, title: str, apart: dict[tuple, tuple[float, 
 def strengths(df: pd.DataFrame, agg: pd.DataFrame, paired: pd.DataFrame) -> list[Table]:
     """Every point measured: a table of the untouched models, then one per attack; columns by method.
 
-    `paired` (bench.pairs.differences) decides, beside each BER's own interval, which is bold.
+    `paired` (bench.pairs.differences) decides, beside each BER's own interval, which is bold. A method of which nothing
+    can be said (a control that detects, a victim that does not verify) says so above its columns and is compared with
+    none.
     """
+    bad: dict[tuple, str] = {}
+    for verdict, word in (("not embedded", "NO MARK"), ("FALSE ALARM", "INVALID")):
+        found = df[df["verdict"] == verdict]
+        bad |= dict.fromkeys(zip(found["method_label"], found["model"], found["data"], strict=True), word)
     apart: dict[tuple, tuple[float, float]] = {}
     for d in paired.itertuples():
         at = (d.attack_label, d.model, d.data, d.knob, None if missing(d.strength) else d.strength)
@@ -270,7 +291,7 @@ def strengths(df: pd.DataFrame, agg: pd.DataFrame, paired: pd.DataFrame) -> list
         apart[(*at, d.method_b, d.method_a)] = (-d.ber, d.ber_half)
     groups = points(df, agg).groupby(["attack_label", "model", "data"], sort=False)
     shown = 3 if len(places(df)) > 1 else 1
-    return [_strengths(block, ", ".join(at[:shown]), apart) for at, block in groups]
+    return [_strengths(block, ", ".join(at[:shown]), apart, bad) for at, block in groups]
 
 
 def report(args: argparse.Namespace) -> bool:

@@ -105,16 +105,16 @@ def evaluate(x: Experiment, task: Task, model: nn.Module) -> float:
         return task.utility(model)
 
 
-def fresh(x: Experiment) -> nn.Module:
-    return x.task.build(x.model, spec.derive(x.seed, "owner", "init"))
+def fresh(x: Experiment, role: str = "owner") -> nn.Module:
+    return x.task.build(x.model, spec.derive(x.seed, role, "init"))
 
 
-def skeleton(x: Experiment) -> nn.Module:
+def skeleton(x: Experiment, role: str = "owner") -> nn.Module:
     """`fresh`, with what the method adds to the architecture."""
-    return x.method.extend(fresh(x), x.task, spec.derive(x.seed, "owner", "extend"))
+    return x.method.extend(fresh(x, role), x.task, spec.derive(x.seed, role, "extend"))
 
 
-def owner_fit(x: Experiment, stage: str) -> Fit:
+def owner_fit(x: Experiment, stage: str = "mark") -> Fit:
     # Host and mark share initialisation and batches: their difference is the method's alone.
     seed = spec.derive(x.seed, "owner", "fit")
     return Fit(x.train, seed, say=x.say, what=f"{stage}: training", progress=x.progress, log=x.log.losses(stage))
@@ -270,7 +270,7 @@ def attacked(x: Experiment, path: Path) -> tuple[list[Row], dict[str, Any] | Non
         for row in attack_rows(x):
             rows.append(row)
             x.log.row(row, x.attack.goal, x.verify.max_damage)
-        found = controls.random_keys(x, lambda: victim(x, _mark(x)))
+        found = controls.random_keys(x, lambda: victim(x, _mark(x)), lambda: skeleton(x, "stranger"))
         x.log.controls(found)
     except Exception as error:
         if not isinstance(error, ConfigError):

@@ -74,7 +74,8 @@ def read_loose(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             run = json.loads(file.read())
-        run["config"], run["env"], run["controls"]
+        run["config"], run["env"]
+        run.setdefault("controls", None)  # files from before there were any
         for row in run["rows"]:
             if missing := FIELDS - row.keys():
                 raise KeyError(", ".join(sorted(missing)))

@@ -147,14 +147,14 @@ class Method:
         return True
 
     def trials(
-        self, model: nn.Module, rng: np.random.Generator, count: int, task: Task
+        self, model: nn.Module, other: nn.Module, rng: np.random.Generator, count: int, task: Task
     ) -> Iterator[tuple[Key, Tensor]]:
-        """`count` fresh keys and the soft bits [n] that each reads from `model`: the control of random keys.
+        """`count` keys drawn for the network `other` and the soft bits [n] that each reads from `model`.
 
         To be overridden where one key at a time takes minutes: same keys and bits, faster.
         """
         for _ in range(count):
-            key = self.keygen(model, rng)
+            key = self.keygen(other, rng)
             yield key, self.extract(model, key, task)
 
 

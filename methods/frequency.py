@@ -158,15 +158,15 @@ class Frequency(Regulariser):
         return values.sum(1) / (scale * math.sqrt(values.shape[1]))
 
     def trials(
-        self, model: nn.Module, rng: np.random.Generator, count: int, task: Task
+        self, model: nn.Module, other: nn.Module, rng: np.random.Generator, count: int, task: Task
     ) -> Iterator[tuple[Key, Tensor]]:
-        """Keys drawn for one network have its own pilots, all the same: channels are matched once."""
+        """Keys drawn for one network have the same pilots: channels are matched once."""
         if not self.module:
-            yield from super().trials(model, rng, count, task)
+            yield from super().trials(model, other, rng, count, task)
             return
         found = None
         for _ in range(count):
-            key = self.keygen(model, rng)
+            key = self.keygen(other, rng)
             with torch.no_grad():
                 found = self._found(model, key) if found is None else found
                 soft = torch.sigmoid(self._read(found, key))

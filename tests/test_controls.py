@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bench import metrics, plots, report
-from tests.test_report import call, point, run, save
-
-CLEAN = {"random_keys": 1000, "false_positives": 0, "mean_ber": 0.5, "least_log10_p": -3.0}
+from bench import metrics, pairs, plots, report
+from tests.test_report import KEYS, call, point, run, save
 
 
 def made(false_positives: int = 0) -> list[dict]:
-    bad = {**CLEAN, "false_positives": false_positives}
-    runs = [
-        run(m, a, s, [point()], controls=CLEAN) for m in ("uchida", "a") for a in ("prune", "noise") for s in (0, 1)
-    ]
+    bad = {**KEYS, "false_positives": false_positives}
+    runs = [run(m, a, s, [point()], controls=KEYS) for m in ("uchida", "a") for a in ("prune", "noise") for s in (0, 1)]
     return [*runs, run("uchida", "prune", 2, [point()], controls=bad)]
 
 
@@ -43,7 +39,41 @@ def test_a_key_that_verifies_makes_every_verdict_of_its_method_invalid(tmp_path,
     assert "INVALID" in (tmp_path / "report.html").read_text().split("<main>")[1].split("</section>")[0]
 
 
-@pytest.mark.parametrize("found", [None, CLEAN | {"random_keys": 0, "false_positives": 0}])
+@pytest.mark.parametrize("found", [None, KEYS | {"random_keys": 0, "false_positives": 0}])
 def test_runs_without_keys_say_so(found):
     table = report.controls(report.variants([run("uchida", "prune", 0, [point()], controls=found)]))
     assert table.rows == [["uchida", "0.500", "0 of 1", "–", "–", "–", "1e-9"]]
+
+
+def test_an_invalid_method_is_bold_nowhere_and_says_so_above_its_columns():
+    def made(false_positives):
+        found = {**KEYS, "false_positives": false_positives}
+        runs = [run("uchida", "prune", s, [point(ber=0.0)], controls=found) for s in range(3)]
+        runs += [run("a", "prune", s, [point(ber=0.2)], controls=KEYS) for s in range(3)]
+        df = report.variants(runs)
+        return report.strengths(df, report.aggregate(df), pairs.differences(df))[-1]
+
+    assert set(made(0).style.values()) == {"bold"}
+    assert not made(900).style
+    assert {group for group, _ in made(900).head} == {"", "a", "uchida (INVALID)"}
+
+
+def test_a_run_that_failed_does_not_hide_what_another_found():
+    failed = [point(status="failed", error="out of memory", ber=None)]
+    runs = [
+        run("uchida", "cut", 0, failed, controls=None),
+        run("uchida", "prune", 0, [point()], controls={**KEYS, "false_positives": 9}),
+    ]
+    df = report.variants(runs)
+    table = report.controls(df)
+    assert table.rows[0][3:5] == ["1,000", "9"]
+    assert table.style
+    summary = report.summary(df, report.aggregate(df))
+    assert summary.rows[0][3] == "FALSE ALARM"
+
+
+def test_a_mark_that_no_keys_were_tried_on_is_noted():
+    df = report.variants([run("uchida", "prune", 0, [point()], controls=None)])
+    assert "no random keys" in report.summary(df, report.aggregate(df)).notes[0]
+    df = report.variants([run("uchida", "prune", 0, [point()], controls=KEYS)])
+    assert not report.summary(df, report.aggregate(df)).notes

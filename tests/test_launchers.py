@@ -67,9 +67,9 @@ def order(choice: str, *words: str) -> list[list[str]]:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=choice.split(), return_hydra_config=True)
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    with read_write(config.hydra):
-        config.hydra.overrides.task = list(words)
-    cli.Sweep().on_multirun_start(config)
+        with read_write(config.hydra):
+            config.hydra.overrides.task = list(words)
+        cli.Sweep().on_multirun_start(config)
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*params, *config.hydra.overrides.task]), None)
     return jobs

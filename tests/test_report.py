@@ -17,12 +17,13 @@ from bench import cost, metrics, pairs, plots, report, store
 from bench.types import ROW_FIELDS
 
 N, ALPHA = 256, 1e-9
+KEYS = {"random_keys": 1000, "false_positives": 0, "mean_ber": 0.5, "least_log10_p": -3.0}
 HOST, VICTIM = 97.8, 97.4
 ATTACKS = ("none", "prune", "quantize", "finetune", "overwrite", "forge")
 
 
 def run(
-    method="uchida", attack="none", seed=0, points=(), *, n=N, goal="removal", config=None, controls=None, **fixed
+    method="uchida", attack="none", seed=0, points=(), *, n=N, goal="removal", config=None, controls=KEYS, **fixed
 ) -> dict:
     """One run file: host and victim, then `points`, each a dict with knob, strength, ber and what else differs.
 
