@@ -543,6 +543,8 @@ def test_claims_are_run_once_and_judged(tmp_path):
         assert {line["method_label"] for line in csv.DictReader(file)} == {"uchida"}
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_one_seed_is_run_and_leaves_the_verdict_open(results, tmp_path):
     words = ["uchida_accuracy", *TINY, "method.n_bits=64", "seed=0", f"results_dir={tmp_path}"]
     done = command(*words, f"cache.root={results}/cache", module="bench.claims")

@@ -112,6 +112,8 @@ class Third(Method):
     assert list((tmp_path / "results" / "runs" / "third" / "prune").glob("*.json"))
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_joblib_workers_share_cache_and_cores_and_are_counted(tmp_path, monkeypatch):
     """Two processes that need the same host train it once; the sweep's end counts the jobs of both."""
     monkeypatch.delenv("OMP_NUM_THREADS")  # it would be the user's own choice of threads

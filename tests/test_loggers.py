@@ -22,6 +22,7 @@ from bench.types import Row
 from tests.conftest import TINY, command, tiny
 
 KINDS = ("tensorboard", "mlflow", "wandb")
+LATER = (pytest.mark.slow, pytest.mark.quick)  # what the default run leaves to CI
 NOISE = ("attack.sigmas=[0.1,1.0]", "data.test_limit=90")
 
 
@@ -153,7 +154,7 @@ def told(rows: list[Row], goal: str, max_damage: float) -> tuple[dict[tuple[str,
     return numbers, verdicts
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "mlflow" else LATER) for k in KINDS])
 def test_a_logger_gets_configuration_losses_rows_and_status(tmp_path, kind):
     said: list[str] = []
     cfg = tiny(tmp_path, "uchida", "noise", "train.epochs=2", *NOISE, *words(kind))
@@ -216,7 +217,9 @@ def full(*args: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("breaks", ["open", "first", "third", "close"])
+@pytest.mark.parametrize(
+    "breaks", ["open", pytest.param("first", marks=LATER), "third", pytest.param("close", marks=LATER)]
+)
 def test_a_logger_that_fails_costs_one_warning(results, monkeypatch, breaks):
     heard: list = []
 

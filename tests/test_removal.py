@@ -171,6 +171,8 @@ def test_a_students_labels_are_the_victims(marked, monkeypatch):
     assert [knob for knob, *_ in snapshots(x, model, None)] == ["epoch/same"]
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_forging_follows_each_methods_weak_point(results):
     def claims(method, *more):
         rows = run.run(tiny(results, method, "forge", *more)).rows

@@ -167,6 +167,8 @@ def test_help_has_no_escapes_on_a_terminal():
     assert "python -m bench method=NAME" in said
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_sweep_shows_its_jobs_and_stdout_is_the_tables(tmp_path):
     words = [*TINY, "train.epochs=3", "method=none", "attack=noise,none", "attack.seed=0", f"results_dir={tmp_path}"]
     code, said = on_terminal("-m", "bench", "-m", *words, stdout=tmp_path / "stdout")

@@ -84,6 +84,8 @@ def ratio(x, results) -> float:
     return out[0] / out[1]
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_the_loss_is_sharper_around_marked_weights_than_around_others(results):
     small = ("method.n_bits=512", "method.every=1", "method.sharpness=0.1")
     sharp = ratio(run.prepare(tiny(results, "watermas", "none", *small)), results)
