@@ -410,7 +410,7 @@ def test_what_the_files_suggest_and_sweep_can_be_decided():
     for name in claims.names():
         text = (ROOT / "conf" / "experiment" / "claims" / f"{name}.yaml").read_text()
         lines = [line.split()[4:] for line in text.splitlines() if line.startswith("#   python -m bench.claims ")]
-        for words in ([name], *(line[1:] for line in lines)):
+        for words in ([name], *lines):
             claim = claims.read(words[0], words[1:])
             tried += len(words) > 1
             if claim.criterion == "verified_everywhere":
@@ -689,7 +689,8 @@ def test_jobs_show_their_progress(faked, monkeypatch, tmp_path):
 def test_components_of_a_real_mark(results):
     cfg = tiny(results, "frequency", "finetune", "attack.epochs=2")
     found = invariance.fine_tuned(cfg)
-    assert found["components"] < found["steps"] ** 0.5 * 1.2e-7
+    # Rounding is relative to the whole kernels, which are larger than their components; a leak would be 1e-4.
+    assert found["components"] < 3 * found["steps"] ** 0.5 * 1.2e-7
     assert found["trained"] > 1e-3
     assert 0 < found["decay"] < 1e-3
     assert found["steps"] == 2 * (run.prepare(cfg).task.size("attacker") // 64)
