@@ -9,8 +9,8 @@
 A claim is a file in conf/experiment/claims: a sweep, and the criterion of
 bench/criteria.py that judges its rows: held, failed or inconclusive. Runs whose
 files are there are not made again. Prints a table; writes claims.json and
-tables/claims.csv, .md and .tex in results_dir. Exit status 1 when a run failed;
-a claim that fails is a result.
+tables/claims.csv, .md and .tex in results_dir. Exit status 1 when a run failed
+or a claim could not be judged; a claim that fails is a result.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import usage
+from bench import usage, verdicts
 from bench.cli import CONF
 from bench.spec import choice, near
 from bench.types import ConfigError, UserError
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
     from bench.run import Outcome
 
 SEEDS = 3  # fewer replicates are no evidence
-COLUMNS = ("name", "paper", "claim", "criterion", "verdict", "text", "data", "model", "seeds", "run_ids", "command")
+# What may have several values in one claim, beside what it compares: each of these is judged by itself, or is a seed.
+SWEPT = ("seed", "attack", "model", "data", "model.name", "data.path")
 STYLES = {"held": "green", "failed": "red", "inconclusive": "yellow"}
 
 
@@ -53,6 +56,9 @@ class Claim:
     parameters: dict[str, Any]
     overrides: list[str]
     results: Path
+    data: str
+    model: str
+    debug: bool
 
     @property
     def command(self) -> str:
@@ -71,7 +77,8 @@ def names() -> list[str]:
 def read(name: str, overrides: list[str]) -> Claim:
     """A claim and its jobs for a command line: an axis given there replaces the file's, as in `python -m bench`.
 
-    Raises ConfigError for an override that does not compose, an unknown criterion and parameters that it does not take.
+    Raises ConfigError for an override that does not compose, an unknown criterion and parameters that it does not take,
+    and for several values of an option that the claim does not compare.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -92,9 +99,19 @@ def read(name: str, overrides: list[str]) -> Claim:
     parameters = dict(claim["criterion"])
     criterion = parameters.pop("name")
     check(name, criterion, parameters)
-    jobs = [[experiment, *words] for words in itertools.product(*map(usage.each_word, axes.values()))]
+    words = {o.input_line: usage.each_word(o) for o in axes.values()}
+    compared = parameters.get("axis")
+    for key, o in axes.items():
+        if len(words[o.input_line]) > 1 and key.lstrip("+") not in (*SWEPT, compared):
+            beside = f"{compared} and " if compared else ""
+            raise ConfigError(
+                f"{name}: {o.input_line}: a verdict is on one value of it; {beside}seeds may have several"
+            )
+    # Once, also where a value was given twice: seeds are counted.
+    jobs = [[experiment, *job] for job in dict.fromkeys(itertools.product(*words.values()))]
     said = (claim["paper"], claim["text"], criterion, parameters)
-    return Claim(name, jobs, *said, overrides, Path(cfg.results_dir))
+    place = (str(cfg.data.label or cfg.data.get("path")), str(cfg.model.label or cfg.model.name))
+    return Claim(name, jobs, *said, overrides, Path(cfg.results_dir), *place, str(cfg.debug).lower() == "true")
 
 
 def check(name: str, criterion: str, parameters: dict[str, Any]) -> None:
@@ -108,39 +125,61 @@ def check(name: str, criterion: str, parameters: dict[str, Any]) -> None:
         raise ConfigError(f"{name}: criterion {criterion}: {error}") from error
 
 
-def made(claim: Claim, say: Callable[[str], None]) -> list[tuple[DictConfig, Outcome]]:
-    """Run the jobs of a claim, or find them done."""
+def made(claim: Claim) -> Iterator[tuple[DictConfig, Outcome]]:
+    """Run the jobs of a claim, or find them done, one by one."""
     from hydra import compose, initialize_config_dir
 
+    from bench import terminal
     from bench.run import job
 
-    done = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for number, words in enumerate(claim.jobs, 1):
+    for number, words in enumerate(claim.jobs, 1):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", overrides=words)
-            heard = [f"\n[{claim.name} {number} of {len(claim.jobs)}] {' '.join(words[1:])}"]
+        place = f"[{claim.name} {number} of {len(claim.jobs)}] "
+        with terminal.live(place) as (say, progress):
+            heard = [f"\n{place}{' '.join(words[1:])}"]
 
-            def tell(line: str, heard: list[str] = heard) -> None:
+            def tell(line: str, heard: list[str] = heard, say: Callable[[str], None] = say) -> None:
                 while heard:  # a job that is found done says nothing
                     say(heard.pop())
                 say(line)
 
-            outcome = job(cfg, tell)
+            outcome = job(cfg, tell, progress)
             if outcome.status == "failed":
                 tell(f"error: {outcome.message}")
-            done.append((cfg, outcome))
-    return done
+        yield cfg, outcome
 
 
 def judge(claim: Claim, done: list[tuple[DictConfig, Outcome]]) -> Finding:
-    """The verdict: inconclusive where the runs allow none, else the criterion's."""
-    from bench.criteria import CRITERIA
+    """The verdict: inconclusive where the runs allow none, else the criterion's. Raises what the criterion raises."""
+    from bench.criteria import decide
     from bench.evidence import OPEN, Finding, Run
 
     runs = [Run(cfg, outcome.rows) for cfg, outcome in done if outcome.rows]
     if reason := unfit(claim, [outcome for _, outcome in done], runs):
         return Finding(OPEN, reason)
-    return CRITERIA[claim.criterion](runs, **claim.parameters)
+    return decide(claim.criterion, runs, claim.parameters)
+
+
+def settled(claim: Claim) -> tuple[list[tuple[DictConfig, Outcome]], Finding, bool]:
+    """A claim's jobs as far as they went, its verdict, and whether all went well; an error leaves it inconclusive."""
+    from bench.evidence import OPEN, Finding
+    from bench.terminal import say
+
+    done: list[tuple[DictConfig, Outcome]] = []
+    try:
+        for job in made(claim):
+            done.append(job)
+        finding = judge(claim, done)
+    except Exception as error:  # of one claim: the others are judged all the same
+        if claim.debug:
+            traceback.print_exc(file=sys.stderr)
+        line = str(error)
+        if not isinstance(error, UserError):
+            line = f"{type(error).__name__}: {' '.join(line.split())} (debug=true shows where)"
+        say(f"error: {claim.name}: {line}")
+        return done, Finding(OPEN, f"not judged: {line}"), False
+    return done, finding, all(outcome.status != "failed" for _, outcome in done)
 
 
 def unfit(claim: Claim, outcomes: list[Outcome], runs: list[Run]) -> str:
@@ -148,8 +187,6 @@ def unfit(claim: Claim, outcomes: list[Outcome], runs: list[Run]) -> str:
     for status in ("failed", "skipped"):
         if found := [o.message for o in outcomes if o.status == status]:
             return f"{len(found)} of {len(outcomes)} runs {status}: {found[0]}"
-    if alarms := [run for run in runs if any(row.knob == "host" and row.detected for row in run.rows)]:
-        return f"control failed: an unmarked host verifies under the owner's key in {len(alarms)} of {len(runs)} runs"
     if (seeds := len({run.rows[0].seed for run in runs})) < SEEDS:
         return f"{seeds} of the {SEEDS} seeds that a verdict needs"
     bare = [run for run in runs if not run.victim.detected]
@@ -161,39 +198,14 @@ def unfit(claim: Claim, outcomes: list[Outcome], runs: list[Run]) -> str:
 
 
 def entry(claim: Claim, done: list[tuple[DictConfig, Outcome]], finding: Finding) -> dict[str, Any]:
-    """What claims.json holds of a claim, under the names of COLUMNS."""
+    """What claims.json holds of a claim, under the names of verdicts.COLUMNS."""
     rows = [outcome.rows[0] for _, outcome in done if outcome.rows]
-    cfg = done[0][0]
-    data = dict.fromkeys(row.data for row in rows) or [cfg.data.label or cfg.data.get("path")]
-    model = dict.fromkeys(row.model for row in rows) or [cfg.model.label or cfg.model.name]
+    data = dict.fromkeys(row.data for row in rows) or [claim.data]
+    model = dict.fromkeys(row.model for row in rows) or [claim.model]
     values = (claim.name, claim.paper, claim.text, claim.rule, finding.verdict, finding.text, ",".join(map(str, data)))
     values += (",".join(map(str, model)), sorted({cfg.seed for cfg, _ in done}))
     values += (list(dict.fromkeys(row.run_id for row in rows)), claim.command)
-    return dict(zip(COLUMNS, values, strict=True))
-
-
-def kept(path: Path) -> list[dict[str, Any]]:
-    """The entries of a claims.json; none where there is no file. Raises UserError for one that is something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return [{name: item[name] for name in COLUMNS} for item in found]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no list of claims ({type(error).__name__}: {error}); delete it") from error
-
-
-def remember(path: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put an entry in the place of the one of the same claim, data and networks; returns all, in the order of names."""
-    from bench import store
-
-    def key(item: dict[str, Any]) -> tuple:
-        return item["name"], item["data"], item["model"]
-
-    entries = [item for item in kept(path) if key(item) != key(new)] + [new]
-    entries.sort(key=key)
-    store.write_json(path, entries)
-    return entries
+    return dict(zip(verdicts.COLUMNS, values, strict=True))
 
 
 def write_tables(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -206,13 +218,13 @@ def write_tables(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
         "Claims", "verdicts by 95% intervals", [("", n) for n in ("claim", "paper", "on", "verdict")], 3
     )
     for item in entries:
-        on = f"{item['model']}, {item['data']}, {len(item['seeds'])} seeds"
+        on = ", ".join([*place(item), f"{len(item['seeds'])} seeds"])
         mark = table.note(f"{item['name']}: {item['claim']}: {item['text']}")
         table.rows.append([item["name"], item["paper"], on, item["verdict"] + mark])
     legend = "held and failed where the interval decides"
     plain = [{k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in item.items()} for item in entries]
     texts = {
-        "csv": pd.DataFrame(plain, columns=list(COLUMNS)).to_csv(index=False),
+        "csv": pd.DataFrame(plain, columns=list(verdicts.COLUMNS)).to_csv(index=False),
         "md": tables.markdown([table], legend),
         "tex": tables.latex([table], legend),
     }
@@ -220,6 +232,11 @@ def write_tables(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
     for path, text in zip(paths, texts.values(), strict=True):
         store.write_text(path, text)
     return paths
+
+
+def place(item: dict[str, Any]) -> list[str]:
+    """What an entry was judged on: networks, data, and the settings that were given."""
+    return [item["model"], item["data"], *verdicts.settings(item)]
 
 
 def show(entries: Iterable[dict[str, Any]]) -> None:
@@ -233,7 +250,7 @@ def show(entries: Iterable[dict[str, Any]]) -> None:
     grid.add_column("verdict", no_wrap=True)
     grid.add_column("claim; numbers with 95% intervals")
     for item in entries:
-        said = Text.assemble((item["name"], "bold"), f" ({item['paper']}; {item['model']}, {item['data']})")
+        said = Text.assemble((item["name"], "bold"), f" ({item['paper']}; {', '.join(place(item))})")
         said.append(f"\n{item['claim']}", "italic")
         grid.add_row(Text(item["verdict"], style=STYLES[item["verdict"]]), said.append(f"\n{item['text']}"))
     console.print(grid)
@@ -250,6 +267,9 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     overrides = [word for word in argv if word not in asked]
     if any(word.lstrip("+~").startswith(("experiment=", "hydra.")) for word in overrides):
         raise ConfigError("bench.claims chooses the experiment itself: give the names of claims")
+    if launcher := next((word for word in overrides if re.match(r"[+~]*launcher\b", word)), ""):
+        how = f"python -m bench experiment=claims/NAME {launcher} makes its runs several at once"
+        raise ConfigError(f"{launcher}: bench.claims runs one job after another; {how}, then judge them here")
     return [word.removeprefix("claims/") for word in dict.fromkeys(asked)] or names(), overrides
 
 
@@ -258,17 +278,16 @@ def run(argv: list[str]) -> bool:
     chosen, overrides = split(argv)
     claims = [read(name, overrides) for name in chosen]  # a mistake costs a second, not the runs before it
     path = claims[0].results / "claims.json"
-    entries = kept(path)
-
-    from bench import terminal
+    verdicts.read(path)
 
     new, complete = [], True
     for claim in claims:
-        done = made(claim, terminal.say)
-        complete &= all(outcome.status != "failed" for _, outcome in done)
-        new.append(entry(claim, done, judge(claim, done)))
-        entries = remember(path, new[-1])
-    paths = [path, *write_tables(entries, path.parent / "tables")]
+        done, finding, well = settled(claim)
+        complete &= well
+        new.append(entry(claim, done, finding))
+        verdicts.remember(path, new[-1])
+    with verdicts.locked(path):  # other processes' verdicts too, and never older ones than they wrote
+        paths = [path, *write_tables(verdicts.read(path) or [], path.parent / "tables")]
     show(new)
     print(", ".join(f"{verdict} {sum(e['verdict'] == verdict for e in new)}" for verdict in STYLES))
     print(*paths, sep="\n")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,14 @@ from bench.evidence import (
     Finding,
     Run,
     by_unit,
+    check_cells,
+    enough,
     envelope,
     grouped,
     interval,
     joint,
-    mean_ber,
+    mean_bers,
+    mean_damage,
     number,
     percent,
     together,
@@ -44,20 +46,25 @@ def no_bit_lost(runs: list[Run], most: float) -> Finding:
     """No bit that the victim had is wrong after the attack, at any strength; seeds pooled.
 
     One bit refutes it (Wilson's lower end is then above 0). None at all holds where Wilson's upper end is at most
-    `most`: fewer bits than that takes show nothing.
+    `most`: fewer bits than that takes show nothing. What is counted is how many more bits are wrong than before: where
+    the victims had wrong ones, that is the least that was lost, which can refute and never hold.
     """
     found = []
+    before = sum(wrong_bits(run.victim) for run in runs)
     for (knob, strength), pairs in grouped(runs).items():
         lost = sum(max(0.0, wrong_bits(row) - wrong_bits(run.victim)) for run, row in pairs)
         bits = sum(row.n_bits for _, row in pairs)
         low, high = metrics.wilson(lost, bits)
-        verdict = FAILED if low > 0 else HELD if high <= most else OPEN
-        cost = np.mean([metrics.damage(asdict(row)) or 0.0 for _, row in pairs])
-        text = f"{lost:g} of {bits} bits lost ({percent(lost / bits, low, high)}) at {knob} {number(strength)}"
-        found.append((lost / bits, Finding(verdict, f"{text}, damage {cost:+.1f} points")))
+        verdict = FAILED if low > 0 else HELD if high <= most and not before else OPEN
+        cost = mean_damage(row for _, row in pairs)
+        text = f"{lost:g} more of {bits} bits wrong" if before else f"{lost:g} of {bits} bits lost"
+        text += f" ({percent(lost / bits, low, high)}) at {knob} {number(strength)}"
+        found.append((lost / bits, Finding(verdict, f"{text}, damage {cost}")))
     if not found:
         return Finding(OPEN, "the attack made no point at which bits were read")
     whole = worst(found)
+    if before:
+        return replace(whole, text=f"{whole.text}; {before:g} were wrong before: which ones went is not known")
     return replace(whole, text=f"{whole.text}: too few bits for a verdict") if whole.verdict == OPEN else whole
 
 
@@ -66,7 +73,8 @@ def survives(runs: list[Run], claimed: bool = False) -> Finding:
 
     At each strength that counts for all seeds, pooled bits: Wilson's upper end at or below the BER that is still
     detected, and every seed detected, holds; its lower end above fails. A mark lost at more than verify.max_damage
-    points is not counted: that is the model destroyed.
+    points is not counted: that is the model destroyed. A strength that counts for some seeds is no test where all of
+    these are detected; a mark lost in one of them leaves the claim open.
     """
     if not runs:
         return Finding(OPEN, "no such runs")
@@ -83,14 +91,18 @@ def survives(runs: list[Run], claimed: bool = False) -> Finding:
 
     found = []
     for (knob, strength), pairs in grouped(runs, counts).items():
-        if {run.unit for run, _ in pairs} != units:
+        kept, left = sum(bool(row.detected) for _, row in pairs), units - {run.unit for run, _ in pairs}
+        if left and kept == len(pairs):
             continue
         wrong, bits = sum(wrong_bits(row) for _, row in pairs), sum(row.n_bits for _, row in pairs)
         low, high = metrics.wilson(wrong, bits)
-        kept = sum(bool(row.detected) for _, row in pairs)
         verdict = HELD if high <= limit and kept == len(pairs) else FAILED if low > limit else OPEN
         text = f"BER {wrong / bits:.3f} ({low:.3f} to {high:.3f}) at {knob} {number(strength)}"
-        found.append((wrong / bits, Finding(verdict, f"{text}, detected in {kept} of {len(pairs)}")))
+        text += f", detected in {kept} of {len(pairs)}"
+        if left:
+            why = " or the attacker's mark not read" if claimed else ""
+            verdict, text = OPEN, f"{text}, {len(left)} not counted (model destroyed{why})"
+        found.append((wrong / bits, Finding(verdict, text)))
     if not found:
         what = "at no strength was the attacker's mark read" if claimed else "no strength left the model intact"
         return Finding(OPEN, f"{what} in all {len(units)} runs")
@@ -120,7 +132,8 @@ def not_hurt(runs: list[Run], most: float) -> Finding:
 def verified_everywhere(runs: list[Run], log10_p: float, least: float) -> Finding:
     """Every victim is detected, and at its paper's own p-value, on every network.
 
-    One that is not refutes it. All of them hold where the lower end of Clopper-Pearson's interval is at least `least`.
+    One that is not refutes it. All of them hold where the lower end of Clopper-Pearson's interval is at least `least`;
+    fewer marks than that takes leave it open.
     """
     victims = [run.victim for run in by_unit(runs)]
     if short := [v.n_bits for v in victims if metrics.matches_needed(v.n_bits, 10.0**log10_p) is None]:
@@ -132,76 +145,85 @@ def verified_everywhere(runs: list[Run], log10_p: float, least: float) -> Findin
     wrong, bits = sum(map(wrong_bits, victims)), sum(v.n_bits for v in victims)
     found = {v.model: [ok for w, ok in zip(victims, passes, strict=True) if w.model == v.model] for v in victims}
     each = ", ".join(f"{model} {sum(oks)} of {len(oks)}" for model, oks in found.items())
-    return Finding(
-        verdict,
+    text = (
         f"{count} of {n} marks at log10 p <= {log10_p:g} ({percent(count / n, low, high)}): {each}; "
-        f"{wrong:g} of {bits} bits wrong",
+        f"{wrong:g} of {bits} bits wrong"
     )
+    return Finding(verdict, f"{text}; a verdict takes {enough(least)} marks" if verdict == OPEN else text)
 
 
 def forged_only(runs: list[Run], axis: str, fails: Any, succeeds: Any, rate: float) -> Finding:
-    """No claim on the marks of one variant is accepted; of the other's more than the share `rate` of marks is forged.
+    """Of one variant's marks none is forged, of the other's more than the share `rate`.
 
-    A claim accepted refutes the first; none holds where Clopper-Pearson's upper end over all claims is below `rate`.
-    The second holds where the lower end over marks, each forged or not by the best claim, is above `rate`, and fails
-    where no claim was accepted and the upper end over all claims is below it.
+    A mark is forged where any claim on it is accepted, and is one trial: an attacker's claims on one mark are made of
+    each other. One forged mark refutes the first; none holds where Clopper-Pearson's upper end is below `rate`. The
+    second holds where the lower end is above `rate` and fails where the upper end is below it.
     """
 
-    def made(value: Any) -> list[list[bool]]:
+    def marks(value: Any) -> list[bool]:
         each = [
             [bool(row.claim_detected) for row in run.points if row.claim_ber is not None]
-            for run in where(runs, axis, value)
+            for run in by_unit(where(runs, axis, value))
         ]
-        return [claims for claims in each if claims]
+        return [any(claims) for claims in each if claims]
 
-    one, other = made(fails), made(succeeds)
+    one, other = marks(fails), marks(succeeds)
     if not one or not other:
         return Finding(OPEN, "no claims were made on one of the two")
-    flat, all_other = [*chain(*one)], [*chain(*other)]
-    low, high = metrics.clopper_pearson(sum(flat), len(flat))
-    first = Finding(
-        FAILED if any(flat) else HELD if high < rate else OPEN,
-        f"{fails}: {sum(flat)} of {len(flat)} claims accepted ({percent(sum(flat) / len(flat), low, high)})",
-    )
-    forged = sum(map(any, other))
-    low, high = metrics.clopper_pearson(forged, len(other))
-    never = not any(all_other) and metrics.clopper_pearson(0, len(all_other))[1] < rate
-    second = Finding(
-        HELD if low > rate else FAILED if never else OPEN,
-        f"{succeeds}: {forged} of {len(other)} marks forged ({percent(forged / len(other), low, high)}), "
-        f"{sum(all_other)} of {len(all_other)} claims accepted",
-    )
-    return together([first, second])
+    found = []
+    for value, forged in ((fails, one), (succeeds, other)):
+        low, high = metrics.clopper_pearson(sum(forged), len(forged))
+        if value == fails:
+            verdict = FAILED if any(forged) else HELD if high < rate else OPEN
+        else:
+            verdict = HELD if low > rate else FAILED if high < rate else OPEN
+        text = f"{value}: {sum(forged)} of {len(forged)} marks forged"
+        found.append(Finding(verdict, f"{text} ({percent(sum(forged) / len(forged), low, high)})"))
+    whole = together(found)
+    takes = max(enough(rate), enough(1 - rate))
+    short = whole.verdict == OPEN and min(len(one), len(other)) < takes
+    return replace(whole, text=f"{whole.text}; a verdict takes {takes} marks of each") if short else whole
 
 
 def fewer_wrong_bits(runs: list[Run], axis: str, better: Any, worse: Any, margin: float) -> Finding:
-    """Mean BER over an attack's strengths is lower with `better`: differences paired by seed, t interval, each attack.
+    """Mean BER over an attack's strengths is lower with `better`: differences paired by seed, t interval.
 
-    An interval above 0 holds; one below `margin` fails: what it could still save is less than that.
+    Over the strengths that both variants of a seed have. Saving `margin` is what the claim asks: an interval at or
+    above it holds, one below it fails, and so does a clear loss. Where `worse` loses less than that there is nothing
+    to save, and no verdict.
     """
 
-    def compare(one: Run, other: Run) -> tuple[float, float]:
-        return mean_ber(one), mean_ber(other)
+    def compare(one: Run, other: Run) -> list[float] | str:
+        return mean_bers([one, other]) or "the two variants have no strength in common"
 
     return _paired(runs, axis, better, worse, margin, compare)
 
 
 def fewer_at_equal_damage(
-    runs: list[Run], axis: str, better: Any, worse: Any, margin: float, knobs: list[str] | None = None
+    runs: list[Run],
+    axis: str,
+    better: Any,
+    worse: Any,
+    margin: float,
+    resolution: float,
+    knobs: list[str] | None = None,
 ) -> Finding:
-    """Fewer wrong bits at equal accuracy loss: differences paired by seed, t interval, each attack by itself.
+    """Fewer wrong bits at equal accuracy loss: differences paired by seed, t interval, as `fewer_wrong_bits` judges.
 
     A curve for each run: the most bits wrong that any point of the attack brings about for at most so much damage
     (`envelope`), linear between points. The two curves of a seed are compared by their mean over the damage that both
-    reach: from 0 to the least of verify.max_damage and the largest damage of either. An interval of the difference
-    above 0 holds; one below `margin` fails. knobs: those points alone.
+    reach: from 0 to the least of verify.max_damage and the largest damage of either. Where that is less than
+    `resolution` points for any seed, curves differ by the noise of the test set, and there is no verdict. knobs: those
+    points alone.
     """
 
-    def compare(one: Run, other: Run) -> tuple[float, float]:
+    def compare(one: Run, other: Run) -> list[float] | str:
         curves = [envelope(run, knobs) for run in (one, other)]
         reach = min(one.config.verify.max_damage, *(x[-1] for x, _ in curves))
+        if reach < resolution:
+            return f"one of the two costs {reach:.2f} points of damage at most, and below {resolution:g} all is noise"
         at = np.linspace(0.0, reach, GRID)
-        return tuple(float(np.interp(at, x, y).mean()) for x, y in curves)
+        return [float(np.interp(at, x, y).mean()) for x, y in curves]
 
     return _paired(runs, axis, better, worse, margin, compare)
 
@@ -209,41 +231,46 @@ def fewer_at_equal_damage(
 def falls_with(runs: list[Run], axis: str, margin: float) -> Finding:
     """Mean BER over an attack's strengths falls as an option rises: slopes of lines, one a seed, t interval.
 
-    What a step of 1 saves: an interval above 0 holds, one below `margin` fails.
+    What a step of 1 saves, judged as in `fewer_wrong_bits`: there is nothing to save where fewer bits are lost at the
+    option's least value than `margin` for each step up to its greatest.
     """
-    units: dict[tuple, dict[float, float]] = {}
+    units: dict[tuple, dict[float, Run]] = {}
     for run in runs:
-        units.setdefault(run.unit, {})[float(run.choice(axis))] = mean_ber(run)
+        units.setdefault(run.unit, {})[float(run.choice(axis))] = run
     levels = sorted({x for line in units.values() for x in line})
-    full = [[line[x] for x in levels] for line in units.values() if set(line) == set(levels)]
+    full = [mean_bers([line[x] for x in levels]) for line in units.values() if set(line) == set(levels)]
     if len(levels) < 2 or not full:
         return Finding(OPEN, f"no seed has runs at several values of {axis}")
-    text = ", ".join(f"{x:g}: {y:.4f}" for x, y in zip(levels, np.mean(full, axis=0), strict=True))
-    if not np.any(full):
-        return Finding(OPEN, f"no bit is lost at any value of {axis} ({text}): nothing to compare")
+    if None in full:
+        return Finding(OPEN, f"the values of {axis} have no strength in common")
+    means = np.mean(full, axis=0)
     mean, low, high = interval(-np.polyfit(levels, np.transpose(full), 1)[0])
-    return Finding(
-        _gain(low, high, margin), f"BER by {axis}: {text}; {mean:+.4f} saved a step ({low:+.4f} to {high:+.4f})"
-    )
+    verdict, why = _gain(low, high, margin, means[0], margin * (levels[-1] - levels[0]))
+    text = ", ".join(f"{x:g}: {y:.4f}" for x, y in zip(levels, means, strict=True))
+    return Finding(verdict, f"BER by {axis}: {text}; {mean:+.4f} saved a step ({low:+.4f} to {high:+.4f}){why}")
 
 
 def components_unchanged(runs: list[Run], most: float) -> Finding:
-    """Fine-tuning changes the components at most by `most` of their norm each step: t interval over seeds.
+    """Fine-tuning changes the components by no more than rounding: t interval over seeds of the relative change.
 
-    Up to one factor common to all, which weight decay makes. The fine-tuning of each run is made again on its cached
-    victim (bench.invariance.fine_tuned).
+    `most` is what rounding may amount to in one step. Roundings of many steps fall either way, so that their sum grows
+    with the square root of the steps; a drift that goes one way does not, however slow, and ends above the bound. Up to
+    one factor common to all components, which weight decay makes. The fine-tuning of each run is made again on its
+    cached victim (bench.invariance.fine_tuned).
     """
     from bench.invariance import fine_tuned
 
     found = [fine_tuned(run.config) for run in by_unit(runs)]
     if any(f["trained"] <= most * f["steps"] for f in found):
         return Finding(OPEN, "fine-tuning moved the module's kernels too little to show what it leaves alone")
-    mean, low, high = interval([f["components"] / f["steps"] for f in found])
+    # In units of what rounding may amount to, since seeds may differ in steps.
+    mean, low, high = interval([f["components"] / (most * f["steps"] ** 0.5) for f in found])
+    bound = most * found[0]["steps"] ** 0.5
     whole, other = (np.mean([f[name] for f in found]) for name in ("components", "trained"))
     return Finding(
-        HELD if high <= most else FAILED if low > most else OPEN,
-        f"relative change {mean:.1e} a step ({low:.1e} to {high:.1e}), {whole:.1e} after {found[0]['steps']:g}; "
-        f"the part of the kernels that is trained: {other:.1e}",
+        HELD if high <= 1 else FAILED if low > 1 else OPEN,
+        f"relative change {whole:.1e} after {found[0]['steps']:g} steps, {mean:.2f} times what rounding may "
+        f"amount to, {bound:.1e} ({low:.2f} to {high:.2f}); the part of the kernels that is trained: {other:.1e}",
     )
 
 
@@ -264,28 +291,52 @@ def _paired(
     better: Any,
     worse: Any,
     margin: float,
-    compare: Callable[[Run, Run], tuple[float, float]],
+    compare: Callable[[Run, Run], list[float] | str],
 ) -> Finding:
-    """One finding for each attack, joined: BER (better, worse) of runs with the same network and seed."""
+    """BER [better, worse] of runs with the same network, data and seed, or why a pair cannot be compared."""
+    one, other = ({run.unit: run for run in where(runs, axis, value)} for value in (better, worse))
+    pairs = [compare(one[unit], other[unit]) for unit in one if unit in other]
+    if not pairs:
+        return Finding(OPEN, f"no seed has both {axis}={better} and {axis}={worse}")
+    # Not the other seeds alone: which ones can be compared may depend on how they came out.
+    if unlike := [why for why in pairs if isinstance(why, str)]:
+        return Finding(OPEN, f"{unlike[0]} ({len(unlike)} of {len(pairs)} pairs)")
+    mean, low, high = interval([y - x for x, y in pairs])
+    x, y = np.mean(pairs, axis=0)
+    verdict, why = _gain(low, high, margin, y, margin)
+    return Finding(verdict, f"BER {x:.4f} against {y:.4f}, {mean:+.4f} saved ({low:+.4f} to {high:+.4f}){why}")
+
+
+def _gain(low: float, high: float, margin: float, at_stake: float, least: float) -> tuple[str, str]:
+    """(verdict, why there is none) on the interval of what is saved; `at_stake`: the BER that could be saved.
+
+    A loss as large as the margin is seen whatever there was to save.
+    """
+    if at_stake < least and high > -margin:
+        return OPEN, f": less than {least:g} of the bits is lost without it, so there is nothing to save"
+    return HELD if low >= margin else FAILED if high < margin else OPEN, ""
+
+
+def decide(criterion: str, runs: list[Run], parameters: dict[str, Any]) -> Finding:
+    """What a criterion finds on each network, data set and attack by itself, joined: all have to hold.
+
+    What it compares (`axis`) stays together, and so do the networks of `verified_everywhere`, which are its count.
+    Raises ConfigError where it would average several configurations.
+    """
+    axis = parameters.get("axis")
+    check_cells(runs, axis)
+    whole = {axis, "model" if criterion == verified_everywhere.__name__ else None}
+    apart = [key for key in ("model", "data", "attack") if key not in whole]
+    parts: dict[tuple, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(tuple(run.choice(key) for key in apart), []).append(run)
+    varied = [len(set(values)) > 1 for values in zip(*parts, strict=True)]
     found = []
-    for attack in dict.fromkeys(run.choice("attack") for run in runs):
-        here = where(runs, "attack", attack)
-        one, other = ({run.unit: run for run in where(here, axis, value)} for value in (better, worse))
-        pairs = [compare(one[unit], other[unit]) for unit in one if unit in other]
-        if not pairs:
-            found.append(Finding(OPEN, f"{attack}: no seed has both {axis}={better} and {axis}={worse}"))
-        elif not np.any(pairs):
-            found.append(Finding(OPEN, f"{attack}: neither loses a bit, so there is nothing to compare"))
-        else:
-            mean, low, high = interval([y - x for x, y in pairs])
-            x, y = np.mean(pairs, axis=0)
-            text = f"{attack}: BER {x:.4f} against {y:.4f}, {mean:+.4f} saved ({low:+.4f} to {high:+.4f})"
-            found.append(Finding(_gain(low, high, margin), text))
-    return together(found) if found else Finding(OPEN, "no runs to compare")
-
-
-def _gain(low: float, high: float, margin: float) -> str:
-    return HELD if low > 0 else FAILED if high < margin else OPEN
+    for values, part in parts.items():
+        name = ", ".join(str(value) for value, several in zip(values, varied, strict=True) if several)
+        finding = CRITERIA[criterion](part, **parameters)
+        found.append(replace(finding, text=f"{name}: {finding.text}") if name else finding)
+    return together(found)
 
 
 CRITERIA = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bench import metrics
 from bench.plots import BEFORE
-from bench.types import Row
+from bench.types import ConfigError, Row
 
 HELD, FAILED, OPEN = "held", "failed", "inconclusive"
 CHANCE = 0.5
@@ -25,9 +26,9 @@ class Run:
     rows: list[Row]
 
     @property
-    def unit(self) -> tuple[str, int]:
-        """What two variants are paired by: network and seed."""
-        return self.rows[0].model, self.rows[0].seed
+    def unit(self) -> tuple[str, str, int]:
+        """What two variants are paired by: network, data and seed."""
+        return self.rows[0].model, self.rows[0].data, self.rows[0].seed
 
     def choice(self, key: str) -> Any:
         """What was chosen for a group (`method`) or an option (`method.pool`)."""
@@ -75,10 +76,14 @@ def where(runs: list[Run], key: str, value: Any) -> list[Run]:
     return [run for run in runs if run.choice(key) == value]
 
 
-def mean_ber(run: Run) -> float:
-    """Over the points with a strength; an overwriting without training, say, is none."""
-    values = [row.ber for row in run.points if row.strength is not None]
-    return float(np.mean(values)) if values else 0.0
+def mean_bers(runs: list[Run]) -> list[float] | None:
+    """The mean BER of each run over the (knob, strength) that all of them have; None where they have none in common.
+
+    An overwriting without training, say, has no strength and counts for nothing.
+    """
+    found = [{(r.knob, r.strength): r.ber for r in run.points if r.strength is not None} for run in runs]
+    shared = [at for at in found[0] if all(at in bers for bers in found)]
+    return [float(np.mean([bers[at] for at in shared])) for bers in found] if shared else None
 
 
 def by_unit(runs: list[Run]) -> list[Run]:
@@ -97,6 +102,49 @@ def grouped(
     return found
 
 
+def check_cells(runs: list[Run], axis: str | None) -> None:
+    """Raises ConfigError, naming the option, where runs that would be averaged are not of one configuration.
+
+    There is one for each value of the axis that is compared, attack, network and data set: all but the seed.
+    """
+    first: dict[tuple, Run] = {}
+    for run in runs:
+        cell = (str(run.choice(axis)) if axis else "", *(run.choice(key) for key in ("attack", "model", "data")))
+        other = first.setdefault(cell, run)
+        if other.rows[0].config_hash != run.rows[0].config_hash:
+            raise ConfigError(
+                f"{_differing(other, run, axis)}: a verdict is on one configuration, and never on the mean of several"
+            )
+
+
+def _differing(one: Run, other: Run, axis: str | None) -> str:
+    """`option=value,value` of the first option in which two runs differ, apart from seeds and the axis."""
+    flat = [_flat(OmegaConf.to_container(run.config, resolve=True)) for run in (one, other)]
+    for key in dict.fromkeys([*flat[0], *flat[1]]):
+        values = [options.get(key) for options in flat]
+        if values[0] != values[1] and key not in ("seed", "attack.seed", axis):
+            return f"{key}={values[0]},{values[1]}"
+    return "the runs are of several configurations"
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def enough(share: float) -> int:
+    """How many marks it takes at least, of which all do as asked, to show a rate of `share` or more.
+
+    Clopper-Pearson's lower end of n of n, which is 1 minus the upper end of 0 of n. Raises ConfigError for a share
+    that none show (1) or any (0).
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"no number of marks shows a rate of {share:g}: give one above 0 and below 1")
+    return math.ceil(math.log(0.025) / math.log(share))
+
+
 def interval(values: Iterable[float]) -> tuple[float, float, float]:
     """(mean, low, high) of the 95% t interval; all real numbers for a single value."""
     mean, half = metrics.t_interval(values)
@@ -106,6 +154,12 @@ def interval(values: Iterable[float]) -> tuple[float, float, float]:
 
 def wrong_bits(row: Row) -> float:
     return row.ber * row.n_bits
+
+
+def mean_damage(rows: Iterable[Row]) -> str:
+    """In points, for a sentence; a dash where the attacker changed the task, and there is no damage to speak of."""
+    known = [hurt for row in rows if (hurt := metrics.damage(asdict(row))) is not None]
+    return f"{np.mean(known):+.1f} points" if known else "–"
 
 
 def number(strength: float | None) -> str:
@@ -119,12 +173,12 @@ def percent(share: float, low: float, high: float) -> str:
 def envelope(run: Run, knobs: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(damage [p] rising from 0, BER [p]): the worst for the owner that an attacker gets for at most so much damage.
 
-    The victim itself is the first point. Damage below 0 counts as none, and a BER above one half as one half: a mark
-    that reads as chance cannot be hurt any more.
+    The victim itself is the first point, and a point without damage, on another task, is none. Damage below 0 counts as
+    0, and a BER above one half as one half: a mark that reads as chance cannot be hurt any more.
     """
-    points = [row for row in run.points if knobs is None or row.knob in knobs]
+    points = [(metrics.damage(asdict(row)), row.ber) for row in run.points if knobs is None or row.knob in knobs]
     pairs = [(0.0, min(run.victim.ber, CHANCE))]
-    pairs += [(max(0.0, metrics.damage(asdict(row)) or 0.0), min(row.ber, CHANCE)) for row in points]
+    pairs += [(max(0.0, hurt), min(error, CHANCE)) for hurt, error in points if hurt is not None]
     damage, error = np.array(sorted(pairs)).T
     error = np.maximum.accumulate(error)
     last = np.append(np.diff(damage) > 0, True)

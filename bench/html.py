@@ -25,9 +25,7 @@ from bench.markup import START, datatables, figure, inert, leading, num, table, 
 from bench.metrics import missing
 from bench.plots import BEFORE, CELL, KINDS, ber, claim, interval, number, outcomes, places, unit
 from bench.tables import Table
-from bench.types import UserError
 
-CLAIM = ("name", "paper", "claim", "criterion", "verdict", "text", "data", "model", "seeds", "run_ids", "command")
 JUDGED = {"held": "good", "failed": "bad", "inconclusive": "warn"}
 MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is asked to hold
 
@@ -50,22 +48,6 @@ class Content:
     runs: list[dict[str, Any]]
     folder: Path
     claims: list[dict[str, Any]] | None
-
-
-def read_claims(path: Path) -> list[dict[str, Any]] | None:
-    """The verdicts that bench.claims left, None where there are none. Raises UserError for a file that is not that."""
-    try:
-        claims = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(claims, list):
-            raise TypeError("not a list")
-        for item in claims:
-            if lacking := [key for key in CLAIM if key not in item]:
-                raise KeyError(", ".join(lacking))
-        return claims
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no claims ({type(error).__name__}: {error}); delete it") from error
 
 
 def page(content: Content) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 from bench import branches, cache, run, spec
 from bench.experiment import Experiment
 from bench.train import Fit
-from bench.types import ConfigError, Snapshot, UserError, Victim
+from bench.types import ConfigError, Snapshot, UserError
 from methods import layers
 from methods.frequency import KERNELS, Frequency
 
@@ -37,8 +37,8 @@ def fine_tuned(cfg: DictConfig) -> dict[str, float]:
         raise ConfigError(f"attack={spec.kind(x.attack)}: components are compared after attack=finetune")
 
     def measure() -> dict[str, float]:
-        model = victim(x)
-        attacker = Victim(model, x.method, x.task.view("attacker"), other=x.other and x.other.view("attacker"))
+        model, key = run.victim(x, run.mark(x))
+        attacker = run.stolen(x, model, key)
         task = attacker.other or attacker.task
         fit = Fit(x.train, spec.derive(x.attack.seed, "attack", "finetune", "fit"), may_diverge=True)
         steps = x.attack.run(attacker, run.rng(x.attack.seed, "attack", "finetune"), fit)
@@ -64,7 +64,7 @@ def rearranged(cfg: DictConfig) -> dict[str, float]:
     x = prepared(cfg)
 
     def measure() -> dict[str, float]:
-        model = victim(x)
+        model, _ = run.victim(x, run.mark(x))
         draw = run.rng(x.seed, "invariance", "rearranged")
         before, kernels = x.method.components(model).detach(), layers.read(model, KERNELS).detach()
         d, c = before.shape[:2]
@@ -90,11 +90,6 @@ def prepared(cfg: DictConfig) -> Experiment:
     if not isinstance(x.method, Frequency) or not x.method.module:
         raise ConfigError(f"method={spec.kind(x.method)} has no frequency module whose components could be compared")
     return x
-
-
-def victim(x: Experiment) -> nn.Module:
-    """The marked network of an experiment, from the cache or made."""
-    return run.load_weights(run.skeleton(x), run.mark(x).path)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench import compact, cost, metrics, pairs, plots, store
+from bench import compact, cost, metrics, pairs, plots, store, verdicts
 from bench.metrics import missing
 from bench.plots import BEFORE, CELL, axis, ber, claim, interval, number, places, seeds
 from bench.spec import choice
@@ -317,7 +317,7 @@ def report(args: argparse.Namespace) -> bool:
     frames["summary"] = pd.DataFrame(first.rows, columns=[name for _, name in first.head])
     texts = {f"{name}.csv": content.to_csv(index=False) for name, content in frames.items()}
     prices = cost.table(spent, [*dict.fromkeys(agg["attack_label"])])
-    claims = html.read_claims(Path(args.results) / "claims.json")
+    claims = verdicts.read(Path(args.results) / "claims.json")
     shown = (df, every, before(df), first, said[0], checks, CONTROLS, spent, prices)
     content = html.Content(*shown, chosen, Path(runs), claims)
     kinds = {"summary": ([first], said[0])}

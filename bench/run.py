@@ -139,6 +139,20 @@ def victim(x: Experiment, entry: cache.Entry) -> tuple[nn.Module, Key | None]:
     return load_weights(skeleton(x), entry.path), key
 
 
+def stolen(x: Experiment, model: nn.Module, key: Key | None) -> Victim:
+    """What the attacker of a configuration is handed of `victim`, and nothing beyond what it `knows`."""
+    privileged = {"layer", "key"} & set(x.attack.knows)
+    return Victim(
+        model,
+        x.method,
+        x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
+        other=x.other.view("attacker") if x.other else None,
+        fresh=lambda seed: x.task.build(x.model, seed),
+        where=key.where if key and privileged else None,
+        key=key if "key" in x.attack.knows else None,
+    )
+
+
 def attack_rows(x: Experiment) -> Iterator[Row]:
     """The control (host under the owner's key), the victim, then one row per snapshot of the attack."""
     # The mark first: it draws its key, and so refuses what cannot be, before anything is trained.
@@ -152,22 +166,13 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         yield measure(x, control, key, utility | cost(unmarked))
     yield measure(x, Snapshot("none", None, victim_model), key, utility | cost(entry))
 
-    privileged = {"layer", "key"} & set(x.attack.knows)
-    stolen = Victim(
-        victim_model,
-        x.method,
-        x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
-        other=x.other.view("attacker") if x.other else None,
-        fresh=lambda seed: x.task.build(x.model, seed),
-        where=key.where if key and privileged else None,
-        key=key if "key" in x.attack.knows else None,
-    )
-    if reason := x.attack.skip(stolen):
+    robbed = stolen(x, victim_model, key)
+    if reason := x.attack.skip(robbed):
         yield x.row("none", status="skipped", error=reason, **utility)
         return
     name = spec.kind(x.attack)
     fit = Fit(x.train, spec.derive(x.attack.seed, "attack", name, "fit"), may_diverge=True, progress=x.progress)
-    steps = watched(x, x.attack.run(stolen, rng(x.attack.seed, "attack", name), fit))
+    steps = watched(x, x.attack.run(robbed, rng(x.attack.seed, "attack", name), fit))
     seconds = 0.0
     while True:
         started = resources.start(x.device)

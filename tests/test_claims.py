@@ -6,16 +6,19 @@ import csv
 import json
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from bench import claims, invariance, metrics, run
-from bench.criteria import CRITERIA
-from bench.evidence import FAILED, HELD, OPEN, Run, envelope
+from bench import claims, invariance, metrics, run, terminal, verdicts
+from bench.criteria import CRITERIA, decide
+from bench.evidence import FAILED, HELD, OPEN, Run, enough, envelope
 from bench.types import ConfigError, Row, UserError
 from bench.usage import help_text
 from tests.conftest import ROOT, TINY, command, config, tiny
@@ -62,12 +65,17 @@ def overwritten(neuralmark, uchida, claim=True) -> list[Run]:
     return [r for m, p in zip(names, points, strict=True) for r in seeds(p, method=m, attack="overwrite")]
 
 
-def forged(neuralmark, uchida, kinds=9) -> list[Run]:
-    """`neuralmark` and `uchida`: how many of a mark's claims are accepted."""
+def forged(neuralmark, uchida, marks=6, kinds=9) -> list[Run]:
+    """`neuralmark` and `uchida`: how many of their marks are forged, each by one of so many kinds of claims."""
     return [
         r
         for m, count in (("neuralmark", neuralmark), ("uchida", uchida))
-        for r in seeds([("tries", i, 0, 0.0, i < count) for i in range(kinds)], method=m, attack="forge")
+        for r in seeds(
+            [("tries", i, 0, 0.0, [i == 0 and s < count for s in range(marks)]) for i in range(kinds)],
+            marks,
+            method=m,
+            attack="forge",
+        )
     ]
 
 
@@ -91,18 +99,22 @@ def families(*wrong) -> list[Run]:
 SHARP = [("sigma", 0.1, [10, 11, 12], 1.0), ("sigma", 0.2, [40, 41, 42], 4.0), ("sigma", 0.5, 128, 30.0)]
 BLUNT = [("sigma", 0.1, [40, 42, 41], 0.5), ("sigma", 0.2, [80, 81, 84], 4.0), ("sigma", 0.5, 128, 30.0)]
 POOLED = {"axis": "method.pool", "better": True, "worse": False, "margin": 0.01}
-SHARPENED = {"axis": "method.sharpness", "better": 0.1, "worse": 0, "margin": 0.01}
+SHARPENED = {"axis": "method.sharpness", "better": 0.1, "worse": 0, "margin": 0.01, "resolution": 0.5}
 SHARPNESS = {"key": "sharpness", "values": (0.1, 0)}
 OTHER = {"axis": "method", "resists": "neuralmark", "falls": "uchida", "claimed": True}
 ROUNDS = {"axis": "method.rounds", "margin": 0.0025}
-FORGE = {"axis": "method", "fails": "neuralmark", "succeeds": "uchida", "rate": 0.25}
+FORGE = {"axis": "method", "fails": "neuralmark", "succeeds": "uchida", "rate": 0.5}
 RATIO = [("ratio", 0.5, 0, 1.0)]
+MILD = ("factor", 1, 0, 1.0, True)
+PARTLY = seeds([MILD, ("factor", 10, 128, 1.0, [True, True, False])], method="uchida", attack="overwrite")
+APART = seeds([("factor", 9, 0, 0.0)], options={"rounds": 4})
+ELSEWHERE = [("epoch", 1, 122, float("nan"))]  # on another task there is no damage
 
 # Criterion -> its parameters, and runs for each verdict.
 CASES = {
     "no_bit_lost": [
         ({"most": 0.01}, HELD, seeds([("ratio", 0.65, 0, 60.0)])),
-        ({"most": 0.01}, HELD, seeds([("ratio", 0.65, 3, 60.0)], victim={"wrong": 3})),  # wrong before as well
+        ({"most": 0.01}, OPEN, seeds([("ratio", 0.65, 3, 60.0)], victim={"wrong": 3})),  # which ones is not known
         ({"most": 0.01}, FAILED, seeds([("ratio", 0.65, [0, 0, 1], 60.0)])),
         ({"most": 0.01}, OPEN, seeds([("ratio", 0.65, 0, 60.0)], count=1)),  # too few bits
         ({"most": 0.01}, OPEN, seeds([])),
@@ -114,12 +126,18 @@ CASES = {
         ({"claimed": True}, HELD, seeds([("factor", 1, 20, 1.0, True), ("factor", 10, 128, 1.0, False)])),
         ({"claimed": True}, FAILED, seeds([("factor", 1, 128, 1.0, True)])),
         ({"claimed": True}, OPEN, seeds([("factor", 1, 0, 1.0, [True, True, False])])),
+        # A removal that does not count for all seeds: the model destroyed in one, the second mark not read in one.
+        ({}, OPEN, seeds([("factor", 1, 0, 1.0), ("factor", 10, 128, [4.9, 4.8, 5.1])])),
+        ({"claimed": True}, OPEN, seeds([MILD, ("factor", 10, 128, 1.0, [True, True, False])])),
+        ({}, FAILED, seeds([("factor", 1, 128, 1.0), ("factor", 10, 128, [4.9, 4.8, 5.1])])),
+        ({"claimed": True}, HELD, seeds([MILD, ("factor", 10, 0, 1.0, [True, True, False])])),
     ],
     "resists_where_other_falls": [
         (OTHER, HELD, overwritten(0, 128)),
         (OTHER, FAILED, overwritten(0, 0)),  # the plain one resists too
         (OTHER, FAILED, overwritten(128, 128)),
         (OTHER, OPEN, overwritten(0, 128, claim=False)),
+        (OTHER, OPEN, [*overwritten(0, 128)[:3], *PARTLY]),  # not "survives as well"
     ],
     "not_hurt": [
         ({"most": 1.0}, HELD, hurt(0.1, 0.0, 0.2)),
@@ -133,11 +151,14 @@ CASES = {
         ({"log10_p": -80, "least": 0.7}, OPEN, families()),  # 256 bits do not say so much
     ],
     "forged_only": [
-        (FORGE, HELD, forged(0, 5)),
-        (FORGE, FAILED, forged(1, 5)),
+        (FORGE, HELD, forged(0, 6)),
+        (FORGE, FAILED, forged(1, 6)),
         (FORGE, FAILED, forged(0, 0)),
-        (FORGE, OPEN, forged(0, 1, kinds=2)),
-        (FORGE, OPEN, forged(0, 0)[:3]),
+        (FORGE, OPEN, forged(0, 4)),
+        (FORGE, OPEN, forged(0, 0)[:6]),
+        # Three marks show nothing about one half, whatever number of claims is made on each.
+        (FORGE, OPEN, forged(0, 3, marks=3)),
+        (FORGE, OPEN, forged(0, 0, marks=3, kinds=90)),
     ],
     "fewer_wrong_bits": [
         (POOLED, HELD, variants([("ratio", 0.5, [0, 1, 2], 0.0)], [("ratio", 0.5, [20, 22, 21], 0.0)])),
@@ -146,6 +167,12 @@ CASES = {
         (POOLED, OPEN, variants([("ratio", 0.5, [0, 9, 30], 0.0)], [("ratio", 0.5, [20, 2, 41], 0.0)])),
         (POOLED, OPEN, variants(RATIO, RATIO)),  # neither loses a bit
         (POOLED, OPEN, seeds(RATIO, options={"pool": True})),  # nothing beside it
+        (POOLED, OPEN, variants(RATIO, [("ratio", 0.5, [0, 1, 0], 0.0)])),  # too weak to tell
+        (POOLED, OPEN, variants([("ratio", 0.5, 1, 0.0)], RATIO)),
+        (POOLED, OPEN, variants([("ratio", 0.5, [18, 19, 18], 0.0)], [("ratio", 0.5, 21, 0.0)])),  # the margin within
+        (POOLED, FAILED, variants([("ratio", 0.5, 20, 0.0)], [("ratio", 0.5, 21, 0.0)])),  # fewer by 0.4% only
+        (POOLED, OPEN, variants([("ratio", 0.5, 0, 0.0)], [("ratio", 0.9, 60, 0.0)])),  # nothing in common
+        (POOLED, FAILED, variants([("ratio", 0.5, 20, 0.0)], [("ratio", 0.5, 20, 0.0), ("ratio", 0.9, 128, 0.0)])),
     ],
     "fewer_at_equal_damage": [
         (SHARPENED, HELD, variants(SHARP, BLUNT, **SHARPNESS)),
@@ -153,6 +180,10 @@ CASES = {
         (SHARPENED, FAILED, variants(SHARP, SHARP, **SHARPNESS)),
         (SHARPENED, OPEN, variants([("sigma", 1, [0, 9, 30], 9.0)], [("sigma", 1, [20, 2, 41], 9.0)], **SHARPNESS)),
         (SHARPENED | {"knobs": ["zeroed"]}, OPEN, variants(SHARP, BLUNT, **SHARPNESS)),
+        # The same bits at all but the same damage, none to speak of.
+        (SHARPENED, OPEN, variants([("bits", 2, 122, 0.1)], [("bits", 2, 122, 0.0)], **SHARPNESS)),
+        (SHARPENED, OPEN, variants([("bits", 2, 122, [0.4, 2.0, 2.0])], [("bits", 2, 122, 2.0)], **SHARPNESS)),
+        (SHARPENED, OPEN, variants(ELSEWHERE, ELSEWHERE, **SHARPNESS)),
     ],
     "falls_with": [
         (ROUNDS, HELD, rounds([40, 41, 42], [30, 31, 33], [20, 22, 21], [4, 3, 5])),
@@ -160,6 +191,9 @@ CASES = {
         (ROUNDS, OPEN, rounds([40, 0, 9], [0, 30, 9], [9, 9, 9], [0, 40, 9])),
         (ROUNDS, OPEN, rounds(0, 0, 0, 0)),
         (ROUNDS, OPEN, rounds(9, 9, 9, 9)[:3]),
+        (ROUNDS, OPEN, rounds([0, 1, 0], 0, 0, 0)),  # too weak to tell
+        (ROUNDS, FAILED, rounds(40, 40, 39, 39)),  # saves less than asked
+        (ROUNDS, OPEN, [*rounds(40, 30, 20, 10)[:9], *APART]),
     ],
 }
 DRIFTS = [  # components, trained -> verdict
@@ -167,6 +201,7 @@ DRIFTS = [  # components, trained -> verdict
     ([1e-2, 1.1e-2, 0.9e-2], 0.1, FAILED),
     ([1e-7, 9e-6, 3e-6], 0.1, OPEN),
     ([1e-7, 2e-7, 1.5e-7], 1e-7, OPEN),  # nothing was trained
+    ([40 * 1.19e-7] * 3, 0.1, FAILED),  # one spacing a step, always the same way
 ]
 
 
@@ -181,7 +216,7 @@ def test_criteria_hold_fail_and_leave_open(name, parameters, verdict, runs):
 
 
 @pytest.mark.parametrize(("components", "trained", "verdict"), DRIFTS)
-def test_components_are_judged_a_step(monkeypatch, components, trained, verdict):
+def test_components_may_drift_as_rounding_does(monkeypatch, components, trained, verdict):
     def fine_tuned(cfg):
         return {"components": components[cfg.seed], "trained": trained, "decay": 0.0, "steps": 40}
 
@@ -214,13 +249,16 @@ def test_a_claim_is_as_good_as_its_worst_attack():
     good = variants([("ratio", 0.5, [0, 1, 2], 0.0)], [("ratio", 0.5, [20, 22, 21], 0.0)])
     bad = variants([("epoch", 5, 20, 0.0)], [("epoch", 5, 20, 0.0)], attack="finetune")
     nothing = variants(RATIO, RATIO, attack="quantize")
-    fewer = CRITERIA["fewer_wrong_bits"]
-    assert [fewer(r, **POOLED).verdict for r in (good, [*good, *nothing], [*good, *nothing, *bad])] == [
+
+    def fewer(runs):
+        return decide("fewer_wrong_bits", runs, POOLED)
+
+    assert [fewer(r).verdict for r in (good, [*good, *nothing], [*good, *nothing, *bad])] == [
         HELD,
         OPEN,
         FAILED,
     ]
-    assert all(f"{attack}: " in fewer([*good, *bad], **POOLED).text for attack in ("prune", "finetune"))
+    assert all(f"{attack}: " in fewer([*good, *bad]).text for attack in ("prune", "finetune"))
 
 
 def test_the_envelope_rises_from_the_victim_and_stops_at_chance():
@@ -229,13 +267,84 @@ def test_the_envelope_rises_from_the_victim_and_stops_at_chance():
     assert error.tolist() == [20 / N, 64 / N, 0.5]
     only = envelope(one([("a", 1, 20, 1.0), ("b", 1, 200, 3.0)]), ["a"])
     assert [x.tolist() for x in only] == [[0.0, 1.0], [0.0, 20 / N]]
+    elsewhere = envelope(one([("a", 1, 20, 1.0), ("b", 1, 200, float("nan"))]))  # no damage to place it at
+    assert [x.tolist() for x in elsewhere] == [[0.0, 1.0], [0.0, 20 / N]]
 
 
 def test_equal_damage_is_the_damage_that_both_reach():
-    # Without sharpening no strength costs anything: compared at 0 alone, where sharpening has lost nothing yet.
+    # From 0 to 2 points: without sharpening all is lost at half a point, with it a straight line up to 4.
+    runs = variants([("sigma", 1, 128, 4.0)], [("sigma", 1, 128, 0.5), ("sigma", 2, 128, 2.0)], **SHARPNESS)
+    found = CRITERIA["fewer_at_equal_damage"](runs, **SHARPENED)
+    assert found.text.startswith("BER 0.1250 against 0.4356")
+    assert found.verdict == HELD
+    # Without it no strength costs anything: only the noise of the test set would say which is better.
     runs = variants([("sigma", 1, 128, 4.0)], [("sigma", 1, [128, 127, 126], 0.0)], **SHARPNESS)
     found = CRITERIA["fewer_at_equal_damage"](runs, **SHARPENED)
-    assert "BER 0.0000 against 0.4961" in found.text
+    assert found.verdict == OPEN
+    assert "one of the two costs 0.00 points of damage at most, and below 0.5 all is noise" in found.text
+
+
+def test_a_lost_bit_and_a_gained_one_are_no_proof_that_none_was_lost():
+    most = {"most": 0.01}
+    net = CRITERIA["no_bit_lost"](seeds([("epoch", 1, 2, 0.0)], victim={"wrong": 2}), **most)
+    assert net.verdict == OPEN
+    assert "0 more of 768 bits wrong" in net.text
+    assert "6 were wrong before" in net.text
+    assert CRITERIA["no_bit_lost"](seeds([("epoch", 1, 5, 0.0)], victim={"wrong": 2}), **most).verdict == FAILED
+
+
+def test_damage_that_is_not_defined_is_no_number():
+    found = CRITERIA["no_bit_lost"](seeds([("epoch", 1, 0, float("nan"))]), most=0.01)
+    assert found.verdict == HELD
+    assert found.text.endswith("damage –")
+
+
+def test_strengths_of_one_variant_alone_are_not_averaged():
+    short = [("ratio", 0.5, 20, 0.0)]
+    runs = variants(short, [*short, ("ratio", 0.9, 128, 0.0)])
+    assert "BER 0.0781 against 0.0781" in CRITERIA["fewer_wrong_bits"](runs, **POOLED).text
+
+
+def test_what_is_not_counted_is_said():
+    found = CRITERIA["survives"](seeds([("factor", 1, 0, 1.0), ("factor", 10, 128, [4.9, 4.8, 5.1])]))
+    assert "at factor 10, detected in 0 of 2, 1 not counted (model destroyed)" in found.text
+
+
+def test_networks_data_and_attacks_are_judged_one_by_one():
+    digits = [one([], s, victim={"host": VICTIM + 3 + s / 10}, config_hash="a") for s in range(3)]
+    cifar = [one([], s, victim={"host": VICTIM + 0.1}, data="cifar10", config_hash="b") for s in range(3)]
+    found = decide("not_hurt", [*digits, *cifar], {"most": 1.0})
+    assert found.verdict == FAILED
+    assert "digits: +3.10 points lost" in found.text
+    assert "cifar10: +0.10 points lost" in found.text
+    # No strength of one attack is pooled with the same of another.
+    runs = [*seeds([("epoch", 1, 0, 0.0)]), *seeds([("epoch", 1, 9, 0.0)], attack="finetune")]
+    found = decide("no_bit_lost", runs, {"most": 0.01})
+    assert "prune: 0 of 768 bits lost" in found.text
+    assert "finetune: 27 of 768 bits lost" in found.text
+
+
+@pytest.mark.parametrize(("axis", "fine"), [(None, False), ("method.pool", True), ("method.rounds", False)])
+def test_several_configurations_are_never_averaged(axis, fine):
+    # As seeds vary: the same hash. Two values of method.pool: two.
+    runs = variants(RATIO, RATIO)
+    runs = [Run(r.config, [replace(row, config_hash=str(r.config.method.pool)) for row in r.rows]) for r in runs]
+    parameters = {"axis": axis, "margin": 0.01} if axis == "method.rounds" else POOLED if axis else {"most": 0.01}
+    name = {None: "no_bit_lost", "method.pool": "fewer_wrong_bits", "method.rounds": "falls_with"}[axis]
+    if fine:
+        assert decide(name, runs, parameters).text
+    else:
+        with pytest.raises(ConfigError, match=r"method\.pool=True,False: a verdict is on one configuration"):
+            decide(name, runs, parameters)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_enough_marks_are_the_fewest_that_show_a_share(share):
+    n = enough(share)
+    assert metrics.clopper_pearson(n, n)[0] >= share > metrics.clopper_pearson(n - 1, n - 1)[0]
+    assert metrics.clopper_pearson(0, n)[1] <= 1 - share
+    with pytest.raises(ConfigError, match="no number of marks shows a rate of 1"):
+        enough(1.0)
 
 
 def test_exact_intervals_are_scipys_and_contain_the_share():
@@ -295,6 +404,27 @@ def test_a_claim_is_in_no_hash(tmp_path):
     assert claimed.hashes() == plain.hashes()
 
 
+def test_what_the_files_suggest_and_sweep_can_be_decided():
+    """As many marks as a count needs, on the command lines in comments too."""
+    tried = 0
+    for name in claims.names():
+        text = (ROOT / "conf" / "experiment" / "claims" / f"{name}.yaml").read_text()
+        lines = [line.split()[4:] for line in text.splitlines() if line.startswith("#   python -m bench.claims ")]
+        for words in ([name], *lines):
+            claim = claims.read(words[0], words[1:])
+            tried += len(words) > 1
+            if claim.criterion == "verified_everywhere":
+                assert len(claim.jobs) >= enough(claim.parameters["least"])
+            elif claim.criterion == "forged_only":
+                rate = claim.parameters["rate"]
+                assert len(claim.jobs) / 2 >= max(enough(rate), enough(1 - rate))
+    assert tried == 1
+
+
+def test_a_value_given_twice_is_one_run():
+    assert len(claims.read("uchida_pruning", ["seed=0,1,1"]).jobs) == 2
+
+
 def test_an_axis_on_the_command_line_replaces_the_files():
     claim = claims.read("neuralmark_families", ["model=vgg13_bn", "seed=5,6", "train.epochs=3"])
     assert [words[1:] for words in claim.jobs] == [
@@ -317,6 +447,16 @@ def test_an_axis_on_the_command_line_replaces_the_files():
         (["uchida_pruning", "+claim.criterion.least=3"], "got an unexpected keyword argument 'least'"),
         (["experiment=digits"], "chooses the experiment itself"),
         (["--force"], "--force: no such flag"),
+        (["uchida_accuracy", "method=uchida,neuralmark"], "method=uchida,neuralmark: a verdict is on one value of it"),
+        (["uchida_pruning", "method.n_bits=64,256"], "method.n_bits=64,256: a verdict is on one value of it"),
+        (
+            ["neuralmark_rounds", "train.epochs=1,2"],
+            "one value of it; method.rounds and seeds may",
+        ),
+        (
+            ["uchida_pruning", "launcher=joblib"],
+            "python -m bench experiment=claims/NAME launcher=joblib makes",
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_anything_runs(capsys, monkeypatch, tmp_path, words, said):
@@ -333,7 +473,7 @@ def test_a_file_that_is_no_list_of_claims_is_said_before_anything_runs(capsys, m
     for content in ("{", '{"a": 1}', '[{"name": "x"}]'):
         (tmp_path / "claims.json").write_text(content)
         assert claims.main(["uchida_pruning", f"results_dir={tmp_path}"]) == 1
-        assert "is no list of claims" in capsys.readouterr().err
+        assert "holds no claims" in capsys.readouterr().err
         assert (tmp_path / "claims.json").read_text() == content
 
 
@@ -365,14 +505,14 @@ def test_runs_that_allow_no_verdict_give_none():
 
 def test_a_control_that_detects_gives_no_verdict():
     runs = seeds([("ratio", 0.65, 0, 60.0)])
-    alarm = [Run(r.config, [replace(r.rows[0], detected=True), *r.rows[1:]]) for r in runs[:1]]
-    verdict, text = judged(outcomes([*alarm, *runs[1:]]))
-    assert verdict == OPEN
-    assert "control failed" in text
-    # As the pipeline reports it.
-    verdict, text = judged([*outcomes(alarm, "failed", "control failed: the host verifies"), *outcomes(runs[1:])])
-    assert verdict == OPEN
-    assert "control failed" in text
+    x = SimpleNamespace(verify=SimpleNamespace(alpha=ALPHA), method=SimpleNamespace(boundary=None))
+    alarm = [replace(runs[0].rows[0], detected=True), *runs[0].rows[1:]]
+    keys = {"random_keys": 1000, "false_positives": 9}
+    for rows, found, said in ((alarm, None, "the unmarked host"), (runs[0].rows, keys, "9 of 1,000 random keys")):
+        outcome = run.concluded(x, "cached", rows, found, None)  # as the pipeline reports it
+        verdict, text = judged([(runs[0].config, outcome), *outcomes(runs[1:])])
+        assert verdict == OPEN
+        assert text.startswith(f"1 of 3 runs failed: control failed: {said} ")
 
 
 # The command, on rows made by hand
@@ -384,9 +524,11 @@ def faked(monkeypatch):
     asked = []
 
     def fake(points=(("ratio", 0.65, 0, 60.0),), status="done"):
-        def job(cfg, say):
+        def job(cfg, say, progress):
             asked.append(cfg)
             say("training")
+            with progress("training", 2) as step:
+                step()
             found = one(points, cfg.seed, data=cfg.data.label, method="uchida")
             return run.Outcome(
                 status, found.rows if status == "done" else [], message="" if status == "done" else "why"
@@ -406,7 +548,7 @@ def test_verdicts_go_into_files_and_a_table_of_80_columns(faked, capsys, tmp_pat
     assert "held 2, failed 0, inconclusive 0" in out.out
     assert "[uchida_pruning 3 of 3] seed=2" in out.err
     entries = json.loads((tmp_path / "claims.json").read_text())
-    assert [tuple(e) for e in entries] == [claims.COLUMNS] * 2
+    assert [tuple(e) for e in entries] == [verdicts.COLUMNS] * 2
     pruning = entries[1]
     assert (pruning["name"], pruning["verdict"], pruning["data"], pruning["model"]) == (
         "uchida_pruning",
@@ -452,15 +594,93 @@ def test_an_interruption_keeps_what_was_judged(faked, monkeypatch, capsys, tmp_p
     asked = faked()
     job = run.job
 
-    def stop(cfg, say):
+    def stop(cfg, say, progress):
         if len(asked) == 4:
             raise KeyboardInterrupt
-        return job(cfg, say)
+        return job(cfg, say, progress)
 
     monkeypatch.setattr("bench.run.job", stop)
     assert claims.main(["uchida_pruning", "uchida_accuracy", f"results_dir={tmp_path}"]) == 130
     assert [e["name"] for e in json.loads((tmp_path / "claims.json").read_text())] == ["uchida_pruning"]
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_smoke_test_leaves_the_verdict_alone(faked, capsys, tmp_path):
+    faked()
+    base = ["uchida_pruning", f"results_dir={tmp_path}"]
+    smoke = ["train.epochs=1", "data.train_limit=100", "seed=0", "threads=1"]
+    for words in ([], smoke, [*smoke[2::-1], "device=cpu", "cache.url=null"], ["force=false", "data=digits"]):
+        assert claims.main([*base, *words]) == 0
+    assert "digits, data.train_limit=100, seed=0, train.epochs=1)" in " ".join(capsys.readouterr().out.split())
+    entries = json.loads((tmp_path / "claims.json").read_text())
+    assert [(len(e["seeds"]), e["verdict"]) for e in entries] == [(3, "held"), (1, "inconclusive")]
+    assert "digits, data.train_limit=100, seed=0, train.epochs=1, 1 seeds" in (
+        (tmp_path / "tables" / "claims.md").read_text().replace("\\", "")
+    )
+
+
+def test_processes_that_write_at_once_lose_no_verdict(tmp_path):
+    path = tmp_path / "claims.json"
+
+    def entry(i):
+        return dict.fromkeys(verdicts.COLUMNS, "x") | {"name": f"claim{i:02}"}
+
+    threads = [threading.Thread(target=verdicts.remember, args=(path, entry(i))) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [e["name"] for e in verdicts.read(path)] == [f"claim{i:02}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigError("method=uchida has no module"), "not judged: method=uchida has no module"),
+        (ZeroDivisionError("by\nzero"), "not judged: ZeroDivisionError: by zero (debug=true shows where)"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_stops_no_other(faked, monkeypatch, capsys, tmp_path, error, said):
+    def fine_tuned(cfg):
+        raise error
+
+    faked()
+    monkeypatch.setattr(invariance, "fine_tuned", fine_tuned)
+    words = ["tang_finetuning", "uchida_accuracy", f"results_dir={tmp_path}"]
+    assert claims.main(words) == 1
+    entries = {e["name"]: e for e in json.loads((tmp_path / "claims.json").read_text())}
+    assert (entries["tang_finetuning"]["verdict"], entries["tang_finetuning"]["text"]) == (OPEN, said)
+    assert entries["tang_finetuning"]["seeds"] == [0, 1, 2]
+    assert entries["uchida_accuracy"]["verdict"] == HELD
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert f"error: tang_finetuning: {said.removeprefix('not judged: ')}" in err
+    assert claims.main([*words, "debug=true"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_claim_without_a_run_is_named_by_its_configuration(monkeypatch, tmp_path):
+    monkeypatch.setattr("bench.run.job", lambda *args: 1 / 0)
+    assert claims.main(["uchida_accuracy", f"results_dir={tmp_path}"]) == 1
+    (entry,) = json.loads((tmp_path / "claims.json").read_text())
+    assert (entry["verdict"], entry["data"], entry["model"], entry["seeds"]) == (OPEN, "digits", "resnet18", [])
+
+
+def test_jobs_show_their_progress(faked, monkeypatch, tmp_path):
+    shown = []
+
+    @contextmanager
+    def live(prefix=""):
+        @contextmanager
+        def progress(what, total):
+            yield lambda: shown.append(f"{prefix}{what}/{total}")
+
+        yield terminal.say, progress
+
+    faked()
+    monkeypatch.setattr(terminal, "live", live)
+    assert claims.main(["uchida_pruning", f"results_dir={tmp_path}"]) == 0
+    assert shown == [f"[uchida_pruning {i} of 3] training/2" for i in (1, 2, 3)]
 
 
 # Components, on a network
@@ -469,7 +689,8 @@ def test_an_interruption_keeps_what_was_judged(faked, monkeypatch, capsys, tmp_p
 def test_components_of_a_real_mark(results):
     cfg = tiny(results, "frequency", "finetune", "attack.epochs=2")
     found = invariance.fine_tuned(cfg)
-    assert found["components"] < found["steps"] * 1.2e-7
+    # Rounding is relative to the whole kernels, which are larger than their components; a leak would be 1e-4.
+    assert found["components"] < 3 * found["steps"] ** 0.5 * 1.2e-7
     assert found["trained"] > 1e-3
     assert 0 < found["decay"] < 1e-3
     assert found["steps"] == 2 * (run.prepare(cfg).task.size("attacker") // 64)
@@ -492,6 +713,35 @@ def test_a_fine_tuning_that_reaches_the_components_is_seen(results, monkeypatch)
     # A learning rate of its own: what is measured here is cached under its run.
     found = invariance.fine_tuned(tiny(results, "frequency", "finetune", "attack.epochs=1", "attack.lr=0.000301"))
     assert found["components"] > 1e-4
+
+
+def test_it_is_fine_tuned_by_the_attacker_of_the_run(results, monkeypatch):
+    from attacks.finetune import Finetune
+
+    class Stop(Exception):
+        pass
+
+    seen = []
+
+    def look(self, victim, rng, fit):
+        seen.append((victim, rng.bit_generator.state, fit.seed))
+        raise Stop
+
+    monkeypatch.setattr(Finetune, "run", look)
+    cfg = tiny(
+        results, "frequency", "finetune", "attack.epochs=1", "attack.lr=0.000303", "attack.knows=[weights,layer]"
+    )
+    with pytest.raises(Stop):
+        invariance.fine_tuned(cfg)
+    with pytest.raises(Stop):
+        list(run.attack_rows(run.prepare(cfg)))
+    (here, *draws), (there, *others) = seen
+    assert draws == others
+    assert here.where == there.where is not None
+    assert (here.key, here.other) == (there.key, there.other) == (None, None)
+    assert here.fresh is not None
+    assert vars(here.task).keys() == vars(there.task).keys()
+    assert here.task.train == there.task.train
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cost, html, metrics, plots, report
+from bench import cost, html, metrics, plots, report, verdicts
 from tests.test_report import HOST, VICTIM, N, call, no_figures, plausible, point, python, run, save
 
 EVIL = "</script><img src=x onerror=alert(1)> & \"q\" 'q' ${x} %s"
@@ -169,7 +169,7 @@ def test_what_rows_say_is_text(tmp_path, monkeypatch):
     for r in runs:
         for row in r["rows"]:
             row["commit"] = EVIL
-    claim = dict.fromkeys(html.CLAIM, EVIL) | {"run_ids": [EVIL], "seeds": [EVIL]}
+    claim = dict.fromkeys(verdicts.COLUMNS, EVIL) | {"run_ids": [EVIL], "seeds": [EVIL]}
     tmp_path.joinpath("claims.json").write_text(json.dumps([claim]))
     text, page = build(tmp_path, runs, monkeypatch)
     assert not page.tags & {"img", "b", "i", "u"}
@@ -206,7 +206,7 @@ def test_claims_are_shown_with_their_runs_or_said_to_be_missing(tmp_path, monkey
     assert "python -m bench.claims" in text
     known = runs[0]["rows"][0]["run_id"]
     claims = [
-        dict.fromkeys(html.CLAIM, "x") | {"verdict": v, "run_ids": [known, "gone"], "seeds": [0, 1]}
+        dict.fromkeys(verdicts.COLUMNS, "x") | {"verdict": v, "run_ids": [known, "gone"], "seeds": [0, 1]}
         for v in ("held", "failed", "inconclusive", "held")
     ]
     tmp_path.joinpath("claims.json").write_text(json.dumps(claims))
