@@ -18,26 +18,26 @@ from torch import nn
 from bench import branches, cache, run, spec
 from bench.experiment import Experiment
 from bench.train import Fit
-from bench.types import ConfigError, Snapshot, UserError
+from bench.types import ConfigError, Key, Snapshot, UserError
 from methods import layers
 from methods.frequency import KERNELS, Frequency
 
-VERSION = 1
+VERSION = 2  # 2: in float64 as well
 
 
 def fine_tuned(cfg: DictConfig) -> dict[str, float]:
-    """The run's fine-tuning made again with its own seeds: {components, trained, decay, steps}.
+    """The run's fine-tuning made again with its own seeds: {components, trained, decay, steps, components_double}.
 
     components: norm of the change of all components over their norm, after one common factor, 1 - `decay`, is taken
     out: weight decay scales all alike. trained: relative change of the rest of the kernels, which gradients reach.
-    steps: of the optimiser. Raises ConfigError for another method or attack.
+    steps: of the optimiser. components_double: the same change where network and images are float64: rounding is
+    then 5e8 times smaller, what gradients do is not. Raises ConfigError for another method or attack.
     """
     x = prepared(cfg)
     if spec.kind(x.attack) != "finetune":
         raise ConfigError(f"attack={spec.kind(x.attack)}: components are compared after attack=finetune")
 
-    def measure() -> dict[str, float]:
-        model, key = run.victim(x, run.mark(x))
+    def change(model: nn.Module, key: Key | None) -> dict[str, float]:
         attacker = run.stolen(x, model, key)
         task = attacker.other or attacker.task
         fit = Fit(x.train, spec.derive(x.attack.seed, "attack", "finetune", "fit"), may_diverge=True)
@@ -51,6 +51,11 @@ def fine_tuned(cfg: DictConfig) -> dict[str, float]:
             "decay": 1 - factor,
             "steps": x.attack.epochs * max(1, task.size(task.train) // x.train.batch_size),
         }
+
+    def measure() -> dict[str, float]:
+        model, key = run.victim(x, run.mark(x))
+        found = change(model, key)
+        return found | {"components_double": change(copy.deepcopy(model).double(), key)["components"]}
 
     return _measured(x, "fine_tuned", measure)
 
@@ -95,9 +100,10 @@ def prepared(cfg: DictConfig) -> Experiment:
 @torch.no_grad()
 def parts(x: Experiment, model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """(components [D, C, B], the rest of the kernels [D, C, K^2]) of the module, in float64."""
-    found = x.method.components(model).double()
-    free = x.method.free(tuple(branches.branch(model).size.tolist())).to(found)
-    return found, layers.read(model, KERNELS).double().flatten(2) - found @ free
+    kernels = model.get_parameter(KERNELS).double().flatten(2)
+    free = x.method.free(tuple(branches.branch(model).size.tolist())).to(kernels)
+    found = kernels @ free.T
+    return found, kernels - found @ free
 
 
 def _measured(x: Experiment, what: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

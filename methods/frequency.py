@@ -210,10 +210,14 @@ class Module(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             if self.layout == "first":
-                return self._seen(x.float())
+                return self._seen(x.to(self.conv.weight.dtype))
             if self.layout == "last":
-                return self._seen(x.float().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            grid = x.float().transpose(1, 2).unflatten(2, tuple(self.size.tolist()) if self.radius else (1, -1))
+                return self._seen(x.to(self.conv.weight.dtype).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            grid = (
+                x.to(self.conv.weight.dtype)
+                .transpose(1, 2)
+                .unflatten(2, tuple(self.size.tolist()) if self.radius else (1, -1))
+            )
             return self._seen(grid).flatten(2).transpose(1, 2)
 
     def _seen(self, x: Tensor) -> Tensor:
