@@ -130,7 +130,9 @@ def each_word(override: Override) -> list[str]:
 
 def _hole(cfg: DictConfig) -> str:
     """The first mandatory value (`???`) that nobody gave."""
-    return min((key for key in OmegaConf.missing_keys(cfg) if key.split(".")[0] in GROUPS), default="")
+    # Not of the whole: options beside the groups may ask Hydra for what it knows only of a running job.
+    nodes = (node for group in GROUPS if OmegaConf.is_config(node := cfg.get(group)))
+    return min((key for node in nodes for key in OmegaConf.missing_keys(node)), default="")
 
 
 def _explain(error: Exception, trial: list[str]) -> str:

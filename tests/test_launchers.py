@@ -20,7 +20,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import read_write
+from omegaconf import OmegaConf, read_write
 
 from bench import cli, usage
 from tests.conftest import ROOT, TINY, command
@@ -111,6 +111,12 @@ def test_several_gpus_take_turns(monkeypatch, gpus, devices):
 def test_an_engine_that_is_not_installed_is_one_line(monkeypatch, name):
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{name}.yaml", raising=False)
     assert usage.problem([f"launcher={name}"]) == f"launcher={name} is not installed: pip install -e '.[{name}]'"
+
+
+def test_a_command_line_is_looked_at_without_asking_for_a_running_job():
+    # What conf/launcher/ray.yaml does; Ray itself need not be here.
+    cfg = OmegaConf.create({"threads": "${hydra:launcher.num_cpus}", "data": {"path": "???", "label": None}})
+    assert usage._hole(cfg) == "data.path"
 
 
 def rows(results: Path) -> dict[str, list[dict]]:
