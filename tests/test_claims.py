@@ -686,6 +686,8 @@ def test_jobs_show_their_progress(faked, monkeypatch, tmp_path):
 # Components, on a network
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_components_of_a_real_mark(results):
     cfg = tiny(results, "frequency", "finetune", "attack.epochs=2")
     found = invariance.fine_tuned(cfg)

@@ -107,9 +107,7 @@ def test_pairs_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack
     assert facts(forced.rows) == facts(first.rows)
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=() if m in ("uchida", "frequency") else COMPLETE) for m in MARKING]
-)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "uchida" else COMPLETE) for m in MARKING])
 def test_cached_equals_uncached(results, tmp_path, method):
     cached = run.run(tiny(results, method, "finetune", "force=true", "train.epochs=1")).rows
     uncached = run.run(tiny(tmp_path, method, "finetune", "train.epochs=1")).rows
