@@ -404,6 +404,8 @@ def test_a_claim_is_in_no_hash(tmp_path):
     assert claimed.hashes() == plain.hashes()
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_what_the_files_suggest_and_sweep_can_be_decided():
     """As many marks as a count needs, on the command lines in comments too."""
     tried = 0
@@ -699,6 +701,8 @@ def test_components_of_a_real_mark(results):
     assert invariance.rearranged(cfg)["difference"] < 1.2e-6
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_fine_tuning_that_reaches_the_components_is_seen(results, monkeypatch):
     from attacks.finetune import Finetune
 

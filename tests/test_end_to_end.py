@@ -45,6 +45,8 @@ def test_one_command_gives_the_table_and_one_more_the_plots(tmp_path):
     assert sorted(p.name for p in (tmp_path / "results" / "figures").iterdir()) == ["prune.png", "prune.svg"]
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_layers_are_listed_with_their_sizes(tmp_path):
     done = command("model=timm", "model.name=test_resnet", f"results_dir={tmp_path}", module="bench.layers")
     assert done.returncode == 0, done.stderr
@@ -72,6 +74,8 @@ def test_sharpness_is_measured_on_marked_and_on_random_weights(tmp_path):
     assert (bad.returncode, bad.stderr.strip()) == (2, "error: method=none marks nothing")
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_method_is_two_files(tmp_path):
     """A stranger's method, in another folder: no edit here, and every command finds it."""
     (tmp_path / "conf" / "method").mkdir(parents=True)

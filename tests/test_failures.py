@@ -114,6 +114,8 @@ def test_the_command_exits_without_a_traceback(tmp_path, words):
     assert "Traceback" not in done.stderr + done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_debug_shows_the_traceback(tmp_path):
     done = command("method=uchida", "method.n_bits=100000", "device=cpu", "debug=true", f"results_dir={tmp_path}")
     assert done.returncode == 2
@@ -291,6 +293,8 @@ def test_two_processes_train_a_stage_once(tmp_path):
     assert sum(r.built for r in results) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_sweep_counts_its_jobs_and_names_the_failed(tmp_path):
     words = [
         "-m", *TINY, "train.epochs=1", f"results_dir={tmp_path}",

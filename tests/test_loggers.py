@@ -217,9 +217,7 @@ def full(*args: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize(
-    "breaks", ["open", pytest.param("first", marks=LATER), "third", pytest.param("close", marks=LATER)]
-)
+@pytest.mark.parametrize("breaks", ["open", *(pytest.param(when, marks=LATER) for when in ("first", "third", "close"))])
 def test_a_logger_that_fails_costs_one_warning(results, monkeypatch, breaks):
     heard: list = []
 

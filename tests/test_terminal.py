@@ -183,6 +183,8 @@ def test_a_sweep_shows_its_jobs_and_stdout_is_the_tables(tmp_path):
     assert "done 2, cached 0" in printed
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_an_interrupted_run_leaves_the_terminal_sane(tmp_path):
     words = [*TINY, "train.epochs=1000", "method=none", "attack=none", f"results_dir={tmp_path}"]
     code, said = on_terminal("-m", "bench", *words, until="left: ")
