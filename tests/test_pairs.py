@@ -75,3 +75,15 @@ def test_bold_is_what_is_better_in_every_seed_not_on_average():
     assert style((0.25, 0.3, 0.35))
     # The pooled bits of 0.3 are as far from 0.05 as before, one seed is the other way round.
     assert not style((0.0, 0.3, 0.6))
+
+
+def test_bold_needs_seeds_and_intervals_apart():
+    def tables(seeds, ber):
+        runs = [run(m, "prune", s, [point(ber=b)]) for s in range(seeds) for m, b in (("a", 0.05), ("b", ber))]
+        df = report.variants(runs)
+        return report.strengths(df, report.aggregate(df), pairs.differences(df))[-1]
+
+    assert set(tables(3, 0.25).style.values()) == {"bold"}
+    assert "**0.05" in report.markdown([tables(3, 0.25)], "")
+    assert not tables(3, 0.06).style
+    assert not tables(1, 0.25).style

@@ -278,18 +278,6 @@ def test_forging_and_other_outcomes():
     assert cell([never]) == "NO MARK"
 
 
-def test_bold_needs_seeds_and_intervals_apart():
-    def tables(seeds, ber):
-        runs = [run(m, "prune", s, [point(ber=b)]) for s in range(seeds) for m, b in (("a", 0.05), ("b", ber))]
-        df = report.variants(runs)
-        return report.strengths(df, report.aggregate(df), pairs.differences(df))[-1]
-
-    assert set(tables(3, 0.25).style.values()) == {"bold"}
-    assert "**0.05" in report.markdown([tables(3, 0.25)], "")
-    assert not tables(3, 0.06).style
-    assert not tables(1, 0.25).style
-
-
 def test_markdown_and_latex_are_whole_and_escaped():
     ugly = "needs 100% of a_b | c & {d} \\ e\nf *g* <h>"
     runs = [run("my_method|x", "prune", s, [point(ber=0.5)]) for s in range(2)]
