@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -62,4 +63,6 @@ def test_the_scripts_run(script, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())
     assert rows
-    assert all(row["ratio"] > 0 for row in rows)
+    assert all(
+        math.isfinite(row["ratio"]) for row in rows
+    )  # "seconds above the imports", a difference, may be negative
