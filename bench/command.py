@@ -20,38 +20,59 @@ WORDS = ("null", "true", "false", "nan", "inf")  # which Hydra would not read as
 
 
 @cache
-def _choice(group: str, name: str) -> dict[str, Any]:
-    """A group's yaml with what its `defaults` bring in; interpolations as they stand."""
+def _choice(group: str, name: str, task: str) -> dict[str, Any]:
+    """A group's yaml with what its `defaults` bring in on a task; interpolations as they stand."""
     own = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
     node: dict[str, Any] = {}
     for item in own.pop("defaults", ["_self_"]):
         if item == "_self_":
             node |= own
+        elif isinstance(item, str) and not item.startswith("/"):
+            node |= _choice(group, item, task)
         elif isinstance(item, str):
-            node |= _choice(group, item)
+            path, _, at = item.strip("/").partition("@")
+            node |= _choice(*path.rsplit("/", 1), task) if at == "_here_" else {}
         else:
             ((key, chosen),) = item.items()
             other, _, at = key.partition("@")
-            node[at] = None if chosen is None else _choice(other.strip("/"), chosen)
+            if not key.startswith("override "):
+                node[at] = None if chosen is None else _choice(other.strip("/"), chosen.replace("${task}", task), task)
     return node
 
 
 @cache
-def _choices(group: str) -> dict[str, dict[str, Any]]:
+def _choices(group: str, task: str) -> dict[str, dict[str, Any]]:
     files = sorted((CONF / group).glob("*.yaml"))
-    return {path.stem: _choice(group, path.stem) for path in files}
+    return {path.stem: _choice(group, path.stem, task) for path in files}
 
 
 @cache
-def _main() -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+def _main(task: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The usual choices of the groups and the options' defaults, on a task; interpolations as they stand."""
+    options = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))
+    usual = {key: value for item in options.pop("defaults") if isinstance(item, dict) for key, value in item.items()}
+    path = CONF / "task" / f"{task}.yaml"
+    for item in OmegaConf.load(path).get("defaults", []) if path.is_file() else ():
+        if not isinstance(item, str):
+            ((key, chosen),) = item.items()
+            usual[key.removeprefix("override /").partition("@")[0]] = chosen
+        elif item.endswith("@_global_"):
+            name = item.strip("/").removesuffix("@_global_")
+            for group, node in OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")).items():
+                options[group] |= node
+    return usual, options
+
+
+def _task(config: dict[str, Any]) -> str:
+    """The name of a configuration's task: its module's."""
+    return str((config.get("task") or {}).get("_target_", "classification.")).split(".")[-2]
 
 
 def _resolved(node: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """A choice as it would be composed beside this configuration's own options."""
     if "${" not in repr(node):
         return node
-    top = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    top = {key: value for key, value in config.items() if not isinstance(value, dict) or key == "task"}
     return OmegaConf.to_container(OmegaConf.create({**top, "node": node}), resolve=True)["node"]
 
 
@@ -73,7 +94,7 @@ def _differences(node: dict[str, Any], chosen: dict[str, Any], at: str, config: 
     for key, value in node.items():
         if key == "_target_" or (key in chosen and chosen[key] == value):
             continue
-        if isinstance(value, dict) and (group := _group(value)):
+        if isinstance(value, dict) and (group := _group(value, _task(config))):
             same = isinstance(chosen.get(key), dict) and chosen[key].get("_target_") == value["_target_"]
             yield from _words(group, value, f"{at}.{key}", config, chosen[key] if same else None)
         elif isinstance(value, dict) and isinstance(chosen.get(key), dict):
@@ -82,17 +103,17 @@ def _differences(node: dict[str, Any], chosen: dict[str, Any], at: str, config: 
             yield f"{'' if key in chosen else '+'}{at}.{key}={_text(value)}"
 
 
-def _group(node: dict[str, Any]) -> str | None:
+def _group(node: dict[str, Any], task: str) -> str | None:
     """The group that a node was chosen from, by its _target_."""
     chosen = node.get("_target_")
-    return next((g for g in GROUPS if any(c.get("_target_") == chosen for c in _choices(g).values())), None)
+    return next((g for g in GROUPS if any(c.get("_target_") == chosen for c in _choices(g, task).values())), None)
 
 
 def _words(
     group: str, node: dict[str, Any], at: str, config: dict[str, Any], default: dict[str, Any] | None = None
 ) -> list[str]:
     """The choice that leaves fewest differences, if `default` leaves more, and the differences."""
-    fits = {n: c for n, c in _choices(group).items() if c.get("_target_") == node.get("_target_")}
+    fits = {n: c for n, c in _choices(group, _task(config)).items() if c.get("_target_") == node.get("_target_")}
     ways = [[*_differences(node, default, at, config)]] if default is not None else []
     for name, chosen in fits.items():
         word = f"{group}={name}" if at == group else f"{group}@{at}={name}"
@@ -113,19 +134,18 @@ def command(config: dict[str, Any], seeds: Iterable[int]) -> str:
     types it. A method from outside conf/ comes with all its values and a DIR to fill in.
     """
     words, outside = [], False
-    defaults = _main()
-    usual = {key: value for item in defaults["defaults"] if isinstance(item, dict) for key, value in item.items()}
+    usual, defaults = _main(_task(config))
     for group in GROUPS:
         node = config.get(group)
         if not isinstance(node, dict) or "_target_" not in node:
             continue
-        if any(c.get("_target_") == node.get("_target_") for c in _choices(group).values()):
+        if any(c.get("_target_") == node.get("_target_") for c in _choices(group, _task(config)).values()):
             chosen = _words(group, node, group, config)
             words += chosen[chosen[0] == f"{group}={usual[group]}" and group not in ALWAYS :]
         else:
             words += _outside(group, node)
             outside = True
-    words += _differences(config.get("verify", {}), defaults["verify"], "verify", config)
+    words += _differences(config.get("verify", {}), _resolved(defaults["verify"], config), "verify", config)
     seeds = sorted(set(seeds))
     words.append(f"seed={','.join(map(str, seeds))}")
     start = ["python", "-m", "bench", *["--config-dir", "DIR"] * outside, *["-m"] * (len(seeds) > 1)]

@@ -76,14 +76,14 @@ def build(model: Model, io: Signature, seed: int) -> nn.Module:
     if model.stem == "small":
         _small_stem(net, model.name)
     if model.checkpoint:
-        _load(net, model.checkpoint, head_name(net, io.num_classes))
-    return normalising(net, io)
+        load(net, model.checkpoint, head_name(net, io.num_classes))
+    return normalising(net, io.mean, io.std)
 
 
-def normalising(net: nn.Module, io: Signature) -> nn.Module:
-    """`net` with the normalisation of its input added, in place."""
-    net.register_buffer("input_mean", torch.tensor(io.mean).view(1, -1, 1, 1))
-    net.register_buffer("input_std", torch.tensor(io.std).view(1, -1, 1, 1))
+def normalising(net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
+    """`net` with the normalisation of its input by channel added, in place."""
+    net.register_buffer("input_mean", torch.tensor(mean).view(1, -1, 1, 1))
+    net.register_buffer("input_std", torch.tensor(std).view(1, -1, 1, 1))
     net.register_forward_pre_hook(_normalise)
     return net
 
@@ -169,15 +169,28 @@ def _construct(model: Model, make: Any, io: Signature) -> nn.Module:
 
 
 def check_forward(net: nn.Module, io: Signature) -> None:
-    """One forward pass, so that an image too small for the network is one line and not a traceback an epoch later.
+    """One forward pass, so that an image too small for the network is one line and not a traceback an epoch later."""
+    device = next(net.parameters()).device
+    try:
+        out = probe(net, torch.zeros(2, 3, io.image_size, io.image_size, dtype=torch.uint8, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"the model does not take {io.image_size}x{io.image_size} images ({str(error).splitlines()[0]}); "
+            "set data.image_size, model.stem=small or another model"
+        ) from error
+    if out.shape != (2, io.num_classes):
+        raise ConfigError(f"the model gives outputs of shape {tuple(out.shape[1:])}, not {io.num_classes} logits")
 
-    Notes in `net.dead` the convolutions some of whose taps see nothing but padding at this size: a 3x3 kernel on a
+
+def probe(net: nn.Module, images: Tensor) -> Tensor:
+    """What `net` gives for images [B, 3, H, W], and two notes on its convolutions at that size.
+
+    In `net.dead` the convolutions some of whose taps see nothing but padding: a 3x3 kernel on a
     1x1 map has eight. The function does not depend on them, training does not move them. And in `net.prefers_last`
     whether the CPU trains it quicker in channels_last (benchmarks/layout.py): where most of what convolutions read and
     write passes through 1x1 or grouped ones (1.1 to 1.6 times), unless the weights of all outweigh a batch's maps
     (0.65 times); with full 3x3 kernels it is slower or the same.
     """
-    device = next(net.parameters()).device
     was_training = net.training
     dead: set[str] = set()
     maps, weights = {True: 0, False: 0}, 0
@@ -194,19 +207,13 @@ def check_forward(net: nn.Module, io: Signature) -> None:
     ]
     try:
         with torch.inference_mode():
-            out = net.eval()(torch.zeros(2, 3, io.image_size, io.image_size, dtype=torch.uint8, device=device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"the model does not take {io.image_size}x{io.image_size} images ({str(error).splitlines()[0]}); "
-            "set data.image_size, model.stem=small or another model"
-        ) from error
+            out = net.eval()(images)
     finally:
         net.train(was_training)
         for hook in hooks:
             hook.remove()
     net.dead, net.prefers_last = frozenset(dead), maps[True] > maps[False] and 64 * sum(maps.values()) > weights
-    if out.shape != (2, io.num_classes):
-        raise ConfigError(f"the model gives outputs of shape {tuple(out.shape[1:])}, not {io.num_classes} logits")
+    return out
 
 
 def _taps_see_pixels(conv: nn.Conv2d, axis: int, size: int, positions: int) -> bool:
@@ -296,8 +303,8 @@ def new_head(net: nn.Module, old_classes: int, new_classes: int, seed: int) -> n
     return net
 
 
-def _load(net: nn.Module, path: str, head: str) -> None:
-    """Weights from a safetensors file into `net`; the head may differ in size, nothing else may."""
+def load(net: nn.Module, path: str, head: str) -> None:
+    """Weights from a safetensors file into `net`; the head may differ in size, nothing else may. Raises ConfigError."""
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:

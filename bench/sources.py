@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import spec
+from bench.decoding import decode_all, parquet_images, parquet_schema, parquet_table, read_all
 from bench.types import ConfigError, UserError
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -81,6 +80,18 @@ class Data:
 
     def decode(self) -> Decoded:
         raise NotImplementedError
+
+    def picture_source(self) -> dict[str, Any]:
+        """`source` of `pictures`."""
+        return self.source()
+
+    def pictures(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Training and test pictures, uint8 [H, W, 3], of any sizes: for tasks that ask for no labels.
+
+        From files they come in their own size, whatever image_size says. Raises UserError or ConfigError.
+        """
+        decoded = self.decode()
+        return [*decoded.train.permute(0, 2, 3, 1).numpy()], [*decoded.test.permute(0, 2, 3, 1).numpy()]
 
 
 @dataclass(frozen=True)
@@ -176,13 +187,35 @@ class ImageFolder(Data):
             names = [p.relative_to(root).parts[0] for p in files]
             if strange := sorted(set(names) - set(classes)):
                 raise ConfigError(f"{root}: class {strange[0]!r} is not in the training set")
-            images = _decode_all([p.read_bytes for p in files], [str(p) for p in files], self.image_size)
+            images = decode_all([p.read_bytes for p in files], [str(p) for p in files], self.image_size)
             return images, torch.tensor([classes.index(n) for n in names])
 
         train = part(files, train_root)
         if test_root is None:
             return _hold_out(*train, classes, self.test)
         return Decoded(*train, *part(self._files(test_root)[0], test_root), classes)
+
+    def _picture_files(self) -> tuple[list[Path], list[Path] | None]:
+        """Files in any folders below the roots; None where no folder of test pictures is."""
+        train_root, test_root = self._roots()
+        found = [
+            sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_FILES) if root else None
+            for root in (train_root, test_root)
+        ]
+        if not found[0] or found[1] == []:
+            raise ConfigError(f"{test_root if found[0] else train_root} holds no images ({', '.join(IMAGE_FILES)})")
+        return found[0], found[1]
+
+    def picture_source(self) -> dict[str, Any]:
+        train, test = self._picture_files()
+        return {"source": "imagefolder", "test": self.test, "files": _stamp([*train, *(test or [])])}
+
+    def pictures(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        train, test = (
+            None if files is None else read_all([p.read_bytes for p in files], [str(p) for p in files], None)
+            for files in self._picture_files()
+        )
+        return _apart(train, self.test) if test is None else (train, test)
 
 
 @dataclass(frozen=True)
@@ -200,7 +233,8 @@ class Parquet(Data):
     image_column: str | None
     label_column: str | None
 
-    def _files(self) -> tuple[list[Path], list[Path]]:
+    def _files(self, unlabelled: bool = False) -> tuple[list[Path], list[Path]]:
+        """Those of train and test; `unlabelled` pictures without a train* file (a test set alone) are all to train."""
         root = _existing(self.path, "data.path")
         files = sorted(root.rglob("*.parquet"))
 
@@ -208,6 +242,8 @@ class Parquet(Data):
             return [p for p in files if fnmatch(p.name, pattern) or fnmatch(str(p.relative_to(root)), pattern)]
 
         train, test = matching(self.train), matching(self.test)
+        if unlabelled and files and not train and self.train == "train*":
+            return files, []
         if not train or (not test and self.test != "test*"):
             name = "test" if train else "train"
             raise ConfigError(f"data.path={self.path}: no parquet file matches data.{name}={getattr(self, name)!r}")
@@ -221,41 +257,30 @@ class Parquet(Data):
         columns = {"image": self.image_column, "label": self.label_column, "size": self.image_size}
         return {"source": "parquet", "train": _stamp(train), "test": _stamp(test), **columns}
 
-    def _columns(self, schema: Any) -> tuple[str, str]:
-        def pick(wanted: str | None, option: str, candidates: list[str]) -> str:
-            found = wanted or next((c for c in candidates if c in schema.names), None)
-            if found is None or found not in schema.names:
-                what = f"column {wanted!r}" if wanted else f"{option.split('_')[0]} column"
-                raise ConfigError(f"data.{option}: no {what} in {self.path}; {near_columns}")
-            return found
+    def _pick(self, schema: Any, option: str, candidates: list[str]) -> str:
+        wanted = getattr(self, option)
+        found = wanted or next((c for c in candidates if c in schema.names), None)
+        if found is None or found not in schema.names:
+            what = f"column {wanted!r}" if wanted else f"{option.split('_')[0]} column"
+            near = spec.near(self.image_column or self.label_column or "", schema.names)
+            raise ConfigError(f"data.{option}: no {what} in {self.path}; {near}")
+        return found
 
-        near_columns = spec.near(self.image_column or self.label_column or "", schema.names)
+    def _image_column(self, schema: Any) -> str:
         structs = [f.name for f in schema if str(f.type).startswith(("struct<bytes", "binary"))]
-        image = pick(self.image_column, "image_column", structs)
-        label = pick(self.label_column, "label_column", ["label", "labels", "fine_label", "target", "class"])
-        return image, label
+        return self._pick(schema, "image_column", structs)
+
+    def _label_column(self, schema: Any) -> str:
+        return self._pick(schema, "label_column", ["label", "labels", "fine_label", "target", "class"])
 
     def decode(self) -> Decoded:
-        import pyarrow
-        import pyarrow.parquet as pq
-
         def part(files: list[Path]) -> tuple[Tensor, list]:
-            try:
-                table = pyarrow.concat_tables([pq.read_table(f, columns=[image, label]) for f in files])
-            except (OSError, pyarrow.ArrowException) as error:
-                raise UserError(f"{files[0]}: {str(error).splitlines()[0]}") from error
-            cells = table[image].to_pylist()
-            raw = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
-            reads = [lambda b=b: b for b in raw]
-            names = [f"{files[0].parent}, row {i}" for i in range(len(raw))]
-            return _decode_all(reads, names, self.image_size), table[label].to_pylist()
+            table = parquet_table(files, [image, label])
+            return decode_all(*parquet_images(files, table[image]), self.image_size), table[label].to_pylist()
 
         train_files, test_files = self._files()
-        try:
-            schema = pq.read_schema(train_files[0])
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{train_files[0]} is no parquet file: {str(error).splitlines()[0]}") from error
-        image, label = self._columns(schema)
+        schema = parquet_schema(train_files[0])
+        image, label = self._image_column(schema), self._label_column(schema)
         images, values = part(train_files)
         classes = _class_names(schema, label) or list(map(str, sorted(set(values))))
         index = _label_index(values, classes, label)
@@ -263,6 +288,19 @@ class Parquet(Data):
             return _hold_out(images, index(values), classes, 0.2)
         test_images, test_values = part(test_files)
         return Decoded(images, index(values), test_images, index(test_values), classes)
+
+    def picture_source(self) -> dict[str, Any]:
+        train, test = self._files(unlabelled=True)
+        return {"source": "parquet", "train": _stamp(train), "test": _stamp(test), "image": self.image_column}
+
+    def pictures(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        train_files, test_files = self._files(unlabelled=True)
+        image = self._image_column(parquet_schema(train_files[0]))
+        train, test = (
+            read_all(*parquet_images(files, parquet_table(files, [image])[image]), None) if files else None
+            for files in (train_files, test_files)
+        )
+        return _apart(train, 0.2) if test is None else (train, test)
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:
@@ -311,29 +349,18 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
     return torch.cat([p.clamp(0, 255).round().to(torch.uint8) for p in parts])
 
 
-def _decode_all(reads: list[Callable[[], bytes]], names: list[str], size: int | None) -> Tensor:
-    """Encoded images to uint8 [N, 3, H, W]: RGB; with `size`, shorter side resized, then cropped centrally."""
-    from PIL import Image, ImageOps
+def _order(count: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Positions of the test and the training images, where a fraction is held out."""
+    test, train = torch.from_numpy(np.random.default_rng(0).permutation(count)).tensor_split([round(count * fraction)])
+    return test, train
 
-    def one(item: tuple[Callable[[], bytes], str]) -> np.ndarray:
-        read, name = item
-        try:
-            image = Image.open(io.BytesIO(read())).convert("RGB")
-        except Exception as error:
-            raise UserError(f"{name} is not a readable image: {error}") from error
-        if size is not None and image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        return np.asarray(image)
 
-    with ThreadPoolExecutor() as pool:
-        arrays = list(pool.map(one, zip(reads, names, strict=True)))
-    shapes = {a.shape for a in arrays}
-    if len(shapes) > 1 or next(iter(shapes))[0] != next(iter(shapes))[1]:
-        raise ConfigError("the images are not all of one square size: set data.image_size=32 (or another)")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+def _apart(pictures: list[np.ndarray], fraction: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Training and test pictures, a fraction held out."""
+    test, train = _order(len(pictures), fraction)
+    return [pictures[i] for i in train], [pictures[i] for i in test]
 
 
 def _hold_out(images: Tensor, labels: Tensor, classes: list[str], fraction: float) -> Decoded:
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    test, train = order.tensor_split([round(len(images) * fraction)])
+    test, train = _order(len(images), fraction)
     return Decoded(images[train], labels[train], images[test], labels[test], classes)

@@ -109,9 +109,10 @@ def problem(argv: list[str]) -> str:
         for trial in trials:
             try:
                 cfg = compose("config", overrides=trial, return_hydra_config=True)
+                hole = _hole(cfg)
             except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: experiment=null
                 return _explain(error, trial)
-            if hole := _hole(cfg):
+            if hole:
                 return f"{hole} has no value: give {hole}=..."
     return ""
 

@@ -53,4 +53,4 @@ def small_cnn(x: Experiment) -> nn.Module:
         conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
         parts += [conv, nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
     net = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
-    return models.to_device(models.normalising(net, x.task.signature), x.device)
+    return models.to_device(models.normalising(net, x.task.signature.mean, x.task.signature.std), x.device)

@@ -16,16 +16,8 @@ from bench import data as datasets
 from bench import models, spec
 from bench.cache import Cache
 from bench.sources import Data
+from bench.tasks import roles
 from bench.types import ConfigError
-
-# Who may draw from which split: the attacker never sees the owner's images, nobody trains or chooses on test, and an
-# attack that states no data gets none.
-ALLOWED = {
-    "owner": ("owner", "validation"),
-    "attacker": ("attacker", "validation"),
-    "outsider": (),
-    "judge": ("owner", "attacker", "validation", "test"),
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class ClassificationTask:
     @property
     def train(self) -> str:
         """The split this role trains on."""
-        return "owner" if self.role == "judge" else self.role
+        return roles.trains_on(self.role)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,16 +78,14 @@ class ClassificationTask:
 
     def view(self, role: str) -> ClassificationTask:
         """The same task as `owner`, `attacker` or `judge` may see it. Nobody gets back to more."""
-        if self.role not in ("judge", role):
-            raise PermissionError(f"the {self.role} cannot take the view of the {role}")
+        roles.check_view(self.role, role)
         return replace(self, role=role)
 
     def size(self, split: str) -> int:
         return len(self.index[split])
 
     def _draw(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        if split not in ALLOWED[self.role]:
-            raise PermissionError(f"the {self.role} may not draw from the {split} split")
+        roles.check_draw(self.role, split)
         folder, digest = self.images.entry.path, self.images.entry.meta["sha256"]["images.safetensors"]
         tensors = _resident(folder, digest, (folder / "images.safetensors").stat().st_ino, self.device)
         part = "test" if split == "test" else "train"
@@ -149,7 +139,9 @@ class ClassificationTask:
         return 100 * float(right) / total
 
     def build(self, model: models.Model, seed: int) -> nn.Module:
-        """A network for this task on its device, its initialisation fixed by the seed."""
+        """A network for this task on its device, its initialisation fixed by the seed. ConfigError for what is none."""
+        if not isinstance(model, models.Model):
+            raise ConfigError(f"model {model.title} gives images: it is for task=restoration, not classification")
         net = models.build(model, self.signature, seed)
         models.check_forward(net, self.signature)
         return models.to_device(net, self.device)

@@ -1,0 +1,177 @@
+"""Image-to-image networks, small and plain: U-Net, DnCNN and a residual network, each by its paper's name.
+
+All give the input plus what their layers say of it, in pixel units 0..255: `head`, the last convolution, starts at
+zero, so that an untrained network leaves a picture as it is. Written here, because the packages that have them bring an
+encoder for classification (segmentation_models_pytorch) or a framework (MONAI, deepinv, diffusers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import models, spec
+from bench.cache import sha256
+from bench.types import ConfigError
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """An image-to-image network by name.
+
+    name: unet, dncnn or resnet_ir; label: as tables print it (None: name). width: channels of the first layer.
+    depth: halvings of the U-Net, convolutions of DnCNN, blocks of the residual network.
+    checkpoint: weights to start from, a safetensors file.
+    """
+
+    name: str
+    label: str | None
+    width: int
+    depth: int
+    checkpoint: str | None
+
+    def __post_init__(self) -> None:
+        spec.choice("model.name", self.name, NETWORKS)
+        spec.at_least("model.width", self.width, 1)
+        spec.at_least("model.depth", self.depth, 3 if self.name == "dncnn" else 1)
+        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+            raise ConfigError(f"model.checkpoint={self.checkpoint}: no such file")
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+    def identity(self) -> dict[str, Any]:
+        """What a stage hash covers: the configuration, and the checkpoint by its content, not its place."""
+        facts = {k: v for k, v in asdict(self).items() if k not in ("label", "checkpoint")}
+        return facts | {"checkpoint": sha256(Path(self.checkpoint)) if self.checkpoint else None}
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a picture have to be multiples of."""
+        return {"unet": 2**self.depth, "dncnn": 1, "resnet_ir": 4}[self.name]
+
+
+def build(model: Restorer, seed: int) -> nn.Module:
+    """A freshly initialised (or checkpointed) network on the CPU: images [B, 3, H, W] in 0..255, any dtype, to floats
+    of the same shape and unit.
+
+    The same seed gives the same weights, on any device. Raises ConfigError for a checkpoint that does not fit.
+    """
+    torch.manual_seed(seed)
+    net = NETWORKS[model.name](model.width, model.depth)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    nn.init.zeros_(net.head.weight)
+    if model.checkpoint:
+        models.load(net, model.checkpoint, "head")
+    models.normalising(net, (127.5,) * 3, (127.5,) * 3)
+    net.register_forward_hook(_in_pixels)
+    return net
+
+
+def _in_pixels(net: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out * net.input_std + net.input_mean
+
+
+def _layers(inside: int, outside: int, count: int = 1) -> nn.Sequential:
+    """`count` times convolution, batch normalisation, ReLU."""
+    parts: list[nn.Module] = []
+    for _ in range(count):
+        parts += [nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
+        inside = outside
+    return nn.Sequential(*parts)
+
+
+class Unet(nn.Module):
+    """Ronneberger, Fischer, Brox (MICCAI 2015): two convolutions a level, max pooling down, skips across.
+
+    Not as there: padded convolutions with batch normalisation, nearest-neighbour upsampling in place of transposed
+    convolutions, the input added to the output, channels doubled up to eightfold only.
+    """
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        channels = [width * min(2**i, 8) for i in range(depth + 1)]
+        pairs = list(pairwise(channels))
+        self.encoder = nn.ModuleList([_layers(3, width, 2), *(_layers(above, below, 2) for above, below in pairs)])
+        self.decoder = nn.ModuleList([_layers(above + below, above, 2) for above, below in reversed(pairs)])
+        # Named as what methods/layers.py leaves alone: the output layer carries no mark.
+        self.head = nn.Conv2d(width, 3, 3, padding=1)
+        self.down, self.up = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, skips = self.encoder[0](images), []
+        for layers in self.encoder[1:]:
+            skips.append(x)
+            x = layers(self.down(x))
+        for layers in self.decoder:
+            x = layers(torch.cat([skips.pop(), self.up(x)], 1))
+        return images + self.head(x)
+
+
+class Dncnn(nn.Module):
+    """Zhang, Zuo, Chen, Meng, Zhang: Beyond a Gaussian denoiser (TIP 2017): plain 3x3 convolutions that give the noise.
+
+    `depth` of them with the output layer, the first without normalisation.
+    """
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        first = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(inplace=True))
+        self.features = nn.Sequential(first, *(_layers(width, width) for _ in range(depth - 2)))
+        self.head = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.head(self.features(images))
+
+
+class Block(nn.Module):
+    """Two convolutions around which the input is passed; nothing after the sum (Johnson et al. 2016)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        last = (nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.layers = nn.Sequential(_layers(channels, channels), *last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ResnetIr(nn.Module):
+    """Johnson, Alahi, Fei-Fei: Perceptual losses for real-time style transfer (ECCV 2016).
+
+    Two halvings, `depth` residual blocks, two doublings (with 9 blocks what pix2pix calls Res9).
+    Not as there: 3x3 convolutions at both ends, nearest-neighbour upsampling, the input added to the output.
+    """
+
+    def __init__(self, width: int, depth: int):
+        super().__init__()
+        self.stem = _layers(3, width)
+        self.down = nn.ModuleList([_layers(width, 2 * width), _layers(2 * width, 4 * width)])
+        for layers in self.down:
+            layers[0].stride = (2, 2)
+        self.blocks = nn.Sequential(*(Block(4 * width) for _ in range(depth)))
+        self.up = nn.ModuleList([_layers(4 * width, 2 * width), _layers(2 * width, width)])
+        self.head = nn.Conv2d(width, 3, 3, padding=1)
+        self.larger = nn.Upsample(scale_factor=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for layers in self.down:
+            x = layers(x)
+        x = self.blocks(x)
+        for layers in self.up:
+            x = layers(self.larger(x))
+        return images + self.head(x)
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": Unet, "dncnn": Dncnn, "resnet_ir": ResnetIr}

@@ -1,0 +1,308 @@
+"""Image restoration, image to image: noise, JPEG or rain taken out; PSNR in dB, or SSIM.
+
+Pairs (degraded, clean) are patches of clean pictures. Training draws its patches, flips and noise or rain anew in each
+epoch, on the device; JPEG alone is done once to each whole picture and kept. What is measured is always the same: the
+pictures' disjoint tiles, their noise or rain drawn on the CPU by a seed, so that host, victim and suspect, and every
+device, see equal pairs. All is rounded to 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench import data as datasets
+from bench import degradations, models, networks, pictures, spec
+from bench.cache import Cache, Entry
+from bench.sources import Data
+from bench.tasks import roles
+from bench.types import ConfigError
+
+# Pixel values that count as one in loss and divergence. At 28 dB the loss is then about a half, as cross-entropies are
+# for which methods' weights (lambda_, margin) were chosen.
+UNIT = 10.0
+BEST = 100.0  # dB, of pictures that are restored exactly
+PARAMETERS = {
+    "noise": ("sigma",),
+    "jpeg": ("quality",),
+    "rain": ("density", "length", "tilt", "strength"),
+}
+PART = 256  # tiles degraded at once
+HEADLESS = "task=restoration: the network has no classifier to train alone or exchange: attack.mode=ftal"
+SETTLED = "task=restoration: there are no other classes to move to: attack.transfer=null"
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """The task's configuration.
+
+    eval_batch: patches per forward pass when measuring; patch: their side in pixels. degradation: noise, jpeg or rain,
+    with the parameters in PARAMETERS (bench.degradations; quality is Pillow's). loss: l2 or l1; metric: the utility,
+    psnr or ssim; max_damage: what a success may cost in each, which verify.max_damage takes.
+    """
+
+    eval_batch: int
+    patch: int
+    degradation: str
+    sigma: float
+    quality: int
+    density: float
+    length: int
+    tilt: float
+    strength: float
+    loss: str
+    metric: str
+    max_damage: dict[str, float]
+
+    def __post_init__(self) -> None:
+        spec.at_least("task.eval_batch", self.eval_batch, 1)
+        spec.at_least("task.patch", self.patch, 16)
+        spec.choice("task.degradation", self.degradation, PARAMETERS)
+        spec.choice("task.loss", self.loss, ("l2", "l1"))
+        spec.choice("task.metric", self.metric, ("psnr", "ssim"))
+        spec.choice("task.metric", self.metric, self.max_damage)
+        bounds = {"sigma": (0, 255), "quality": (1, 95), "density": (0, 1), "length": (1, 101), "tilt": (0, 90)}
+        for name, (low, high) in {**bounds, "strength": (0, 1)}.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"task.{name}={getattr(self, name)}: must be from {low} to {high}")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Those of the degradation that is chosen."""
+        return {name: getattr(self, name) for name in PARAMETERS[self.degradation]}
+
+    def open(self, data: Data, cache: Cache, device: torch.device, say: Callable[[str], None]) -> RestorationTask:
+        """The task over a data set, with the judge's view. Raises UserError for data that cannot be had."""
+        clean = pictures.open_pictures(data, cache, say)
+        degraded = pictures.compressed(clean, self.quality, cache, say) if self.degradation == "jpeg" else None
+        sizes = pictures.resident(clean, torch.device("cpu")).sizes
+        fit = (sizes.amin(1) >= self.patch).nonzero()[:, 0]
+        if left_out := len(sizes) - len(fit):
+            if len(fit) == 0:
+                side = int(sizes.amin(1).max())
+                raise ConfigError(f"no picture of {data.name} holds a patch: set task.patch={side} or less")
+            say(f"data: {left_out:,} pictures are smaller than {self.patch}x{self.patch} and left out")
+        train, test = fit[fit < clean["train"]], fit[fit >= clean["train"]]
+        index = datasets.split_indices(data, len(train), len(test))
+        index = {name: (test if name == "test" else train)[at] for name, at in index.items()}
+        return RestorationTask(self, data, clean, degraded, index, device)
+
+
+@dataclass(frozen=True)
+class RestorationTask:
+    """bench.types.Task for restoration. Splits are disjoint by picture; `role` decides which may be drawn.
+
+    index: positions of each split's pictures. A split's size is the number of disjoint patches that its pictures hold:
+    in an epoch each picture gives so many patches, at random places.
+    """
+
+    config: Restoration
+    data: Data
+    clean: Entry
+    degraded: Entry | None
+    index: dict[str, Tensor]
+    device: torch.device
+    role: str = "judge"
+
+    @property
+    def name(self) -> str:
+        """The data set's, as tables print it."""
+        return self.data.name
+
+    @property
+    def utility_name(self) -> str:
+        return self.config.metric
+
+    @property
+    def train(self) -> str:
+        """The split this role trains on."""
+        return roles.trains_on(self.role)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a stage hash covers: pictures by content, splits, degradation, loss, and the utility's metric."""
+        config, data = self.config, self.data
+        splits = ("flip", "validation", "attacker", "split_seed", "train_limit", "test_limit")
+        made = {"made": pictures.digest(self.degraded)} if self.degraded else {}
+        return {
+            "task": "restoration",
+            **{name: getattr(config, name) for name in ("patch", "degradation", "loss", "metric")},
+            "parameters": config.parameters | made,
+            "data": {name: value for name, value in asdict(data).items() if name in splits}
+            | {"digest": pictures.digest(self.clean)},
+        }
+
+    def view(self, role: str) -> RestorationTask:
+        """The same task as `owner`, `attacker` or `judge` may see it. Nobody gets back to more."""
+        roles.check_view(self.role, role)
+        return replace(self, role=role)
+
+    def size(self, split: str) -> int:
+        sizes = pictures.resident(self.clean, torch.device("cpu")).sizes[self.index[split]]
+        return int((sizes // self.config.patch).prod(1).sum())
+
+    def _draw(self, split: str) -> tuple[pictures.Pictures, pictures.Pictures | None, Tensor]:
+        """Clean pictures, degraded ones where they are kept, and which of them each patch of the split is of."""
+        roles.check_draw(self.role, split)
+        clean = pictures.resident(self.clean, self.device)
+        degraded = pictures.resident(self.degraded, self.device) if self.degraded else None
+        which = self.index[split].to(self.device)
+        return clean, degraded, which.repeat_interleave((clean.sizes[which] // self.config.patch).prod(1))
+
+    def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(degraded, clean) patches, uint8 [B, 3, P, P] each.
+
+        With a seed: at random places, flipped, degraded and shuffled by it, and a last batch that is not full is left
+        out. Without: the tiles of the split's pictures, in order and complete, always the same.
+        Raises PermissionError for a split that is not this role's to see.
+        """
+        clean, degraded, which = self._draw(split)
+        if seed is None:
+            return self._tiles(split, clean, degraded, which, batch_size)
+        return self._random(clean, degraded, which, batch_size, seed)
+
+    def _random(
+        self,
+        clean: pictures.Pictures,
+        degraded: pictures.Pictures | None,
+        which: Tensor,
+        size: int,
+        seed: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        host, rng = torch.Generator(), torch.Generator(self.device)
+        host.manual_seed(seed)
+        rng.manual_seed(seed)
+        order = which[torch.randperm(len(which), generator=host).to(which.device)]
+        full = len(order) // size * size or len(order)
+        for part in order[:full].split(size):
+            free = clean.sizes[part] - self.config.patch
+            drawn = torch.rand(len(part), 3, generator=rng, device=self.device)
+            # A float32 just below 1 times a large side may round up to it.
+            top, left = torch.minimum((drawn[:, :2] * (free + 1)).long(), free).unbind(1)
+            mirrored = drawn[:, 2] < 0.5 if self.data.flip else None
+            yield self._pair(clean, degraded, (part, top, left, self.config.patch, mirrored), rng)
+
+    def _tiles(
+        self,
+        split: str,
+        clean: pictures.Pictures,
+        degraded: pictures.Pictures | None,
+        which: Tensor,
+        size: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        side, seed = self.config.patch, self.data.split_seed
+        grids = clean.sizes[self.index[split].to(self.device)] // side
+        number = torch.cat([torch.arange(n, device=self.device) for n in grids.prod(1).tolist()])
+        grid = clean.sizes[which] // side
+        margin = (clean.sizes[which] - grid * side) // 2
+        top = margin[:, 0] + number // grid[:, 1] * side
+        left = margin[:, 1] + number % grid[:, 1] * side
+        for start in range(0, len(which), PART):
+            at = slice(start, start + PART)
+            rng = torch.Generator().manual_seed(spec.derive(seed, "pairs", split, start))
+            pair = self._pair(clean, degraded, (which[at], top[at], left[at], side, None), rng)
+            yield from zip(*(x.split(size) for x in pair), strict=True)
+
+    def _pair(
+        self, clean: pictures.Pictures, degraded: pictures.Pictures | None, where: tuple, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        target = clean.patches(*where)
+        if degraded is not None:
+            return degraded.patches(*where), target
+        return getattr(degradations, self.config.degradation)(target, rng, **self.config.parameters), target
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        degraded, clean = batch
+        return self._distance(model(degraded), clean)
+
+    def _distance(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """l2: -log of a Gaussian of standard deviation UNIT, per value; l1: of a Laplacian. Constants left out."""
+        outputs, target = outputs.float() / UNIT, target.float() / UNIT
+        if self.config.loss == "l1":
+            return functional.l1_loss(outputs, target)
+        return functional.mse_loss(outputs, target) / 2
+
+    def distill(self, model: nn.Module, teacher: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss against the teacher's pictures, as 8 bits show them: no clean picture is read."""
+        degraded, _ = batch
+        with torch.no_grad():
+            target = seen(teacher(degraded))
+        return self._distance(model(degraded), target)
+
+    def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """What the model is called with."""
+        return batch[0]
+
+    def divergence(self, outputs: Tensor, others: Tensor) -> Tensor:
+        """KL divergence in nats per value, outputs [B, 3, H, W] taken as means of Gaussians of deviation UNIT."""
+        return functional.mse_loss(outputs.float() / UNIT, others.float() / UNIT) / 2
+
+    def example(self, count: int = 2) -> Tensor:
+        """All-black patches, uint8 [count, 3, P, P]: their shape says what the network takes, their content nothing."""
+        side = self.config.patch
+        return torch.zeros(count, 3, side, side, dtype=torch.uint8, device=self.device)
+
+    def utility(self, model: nn.Module, split: str = "test") -> float:
+        """PSNR in dB (at most 100) or SSIM (at most 1) of a split's tiles, outputs rounded to 8 bits.
+
+        PSNR is that of the mean squared error over all tiles: a single one may be restored exactly and have none.
+        SSIM is the mean over tiles. Outputs that are not numbers count as black.
+        """
+        from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+        model.eval()
+        # A dynamically quantised model has no parameters left; its normalisation buffers tell where it lives.
+        device = model.input_mean.device
+        pairs = []
+        with torch.inference_mode():
+            for degraded, clean in self.batches(split, self.config.eval_batch):
+                pairs.append((clean.cpu(), seen(model(degraded.to(device))).to("cpu", torch.uint8)))
+        target, given = (torch.cat(x).numpy() for x in zip(*pairs, strict=True))
+        if self.config.metric == "psnr":
+            with np.errstate(divide="ignore"):
+                return min(BEST, float(peak_signal_noise_ratio(target, given, data_range=255)))
+        # As Wang et al. (2004) have it: Gaussian window of deviation 1.5, no Bessel correction.
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        found = [
+            structural_similarity(a, b, data_range=255, channel_axis=0, **options)
+            for a, b in zip(target, given, strict=True)
+        ]
+        return float(np.mean(found))
+
+    def build(self, model: networks.Restorer, seed: int) -> nn.Module:
+        """A network for this task on its device, its initialisation fixed by the seed. ConfigError for what is none."""
+        if not isinstance(model, networks.Restorer):
+            known = ", ".join(networks.NETWORKS)
+            raise ConfigError(f"model {model.title} gives no images: task=restoration takes model={known}")
+        if self.config.patch % model.multiple:
+            raise ConfigError(f"task.patch={self.config.patch}: {model.title} takes multiples of {model.multiple}")
+        net = networks.build(model, seed)
+        models.probe(net, self.example().cpu())
+        return models.to_device(net, self.device)
+
+    def head(self, model: nn.Module) -> str:
+        """Raises ConfigError: there is none."""
+        raise ConfigError(HEADLESS)
+
+    def new_head(self, model: nn.Module, seed: int) -> nn.Module:
+        """Raises ConfigError: there is none."""
+        raise ConfigError(HEADLESS)
+
+    def transfer(self, data: Any) -> RestorationTask:
+        """Raises ConfigError: what moves to other classes is a classifier."""
+        raise ConfigError(SETTLED)
+
+    def adopt(self, model: nn.Module, old: RestorationTask, seed: int) -> nn.Module:
+        """As `transfer`."""
+        raise ConfigError(SETTLED)
+
+
+def seen(outputs: Tensor) -> Tensor:
+    """Outputs as whoever stores them sees them: float, rounded to 0..255; what is no number is black."""
+    return outputs.float().nan_to_num(0.0, 0.0, 0.0).round().clamp(0, 255)
