@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench import models, spec
 from bench.cache import sha256
-from bench.types import ConfigError
+from bench.types import ConfigError, Task
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,30 @@ def build(model: Restorer, seed: int) -> nn.Module:
     The same seed gives the same weights, on any device. Raises ConfigError for a checkpoint that does not fit.
     """
     torch.manual_seed(seed)
-    net = NETWORKS[model.name](model.width, model.depth)
+    net = started(NETWORKS[model.name](model.width, model.depth))
+    if model.checkpoint:
+        models.load(net, model.checkpoint, "head")
+    models.normalising(net, (127.5,) * 3, (127.5,) * 3)
+    net.register_forward_hook(_in_pixels)
+    return net
+
+
+def started(net: nn.Module) -> nn.Module:
+    """`net` with He's initialisation, in place; its `head` at zero, so that what it adds to its input is nothing."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     nn.init.zeros_(net.head.weight)
-    if model.checkpoint:
-        models.load(net, model.checkpoint, "head")
-    models.normalising(net, (127.5,) * 3, (127.5,) * 3)
-    net.register_forward_hook(_in_pixels)
     return net
+
+
+def gives_pictures(net: nn.Module, task: Task) -> bool:
+    """Whether a task's network gives what it takes: pictures, of the same shape."""
+    images = task.example()
+    with torch.inference_mode():
+        return net(images).shape == images.shape
 
 
 def _in_pixels(net: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -98,24 +110,28 @@ class Unet(nn.Module):
     convolutions, the input added to the output, channels doubled up to eightfold only.
     """
 
-    def __init__(self, width: int, depth: int):
+    def __init__(self, width: int, depth: int, more: int = 0):
         super().__init__()
         channels = [width * min(2**i, 8) for i in range(depth + 1)]
         pairs = list(pairwise(channels))
-        self.encoder = nn.ModuleList([_layers(3, width, 2), *(_layers(above, below, 2) for above, below in pairs)])
+        self.encoder = nn.ModuleList([_layers(3 + more, width, 2), *(_layers(above, below, 2) for above, below in pairs)])
         self.decoder = nn.ModuleList([_layers(above + below, above, 2) for above, below in reversed(pairs)])
         # Named as what methods/layers.py leaves alone: the output layer carries no mark.
         self.head = nn.Conv2d(width, 3, 3, padding=1)
         self.down, self.up = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        x, skips = self.encoder[0](images), []
+        return images + self.change(images)
+
+    def change(self, inputs: Tensor) -> Tensor:
+        """What is added to the pictures, [B, 3, H, W], given them and `more` channels beside them."""
+        x, skips = self.encoder[0](inputs), []
         for layers in self.encoder[1:]:
             skips.append(x)
             x = layers(self.down(x))
         for layers in self.decoder:
             x = layers(torch.cat([skips.pop(), self.up(x)], 1))
-        return images + self.head(x)
+        return self.head(x)
 
 
 class Dncnn(nn.Module):

@@ -92,6 +92,11 @@ class Pictures:
         return self.pixels[at]
 
 
+def seen(outputs: Tensor) -> Tensor:
+    """Outputs as whoever stores them sees them: float, rounded to 0..255; what is no number is black."""
+    return outputs.float().nan_to_num(0.0, 0.0, 0.0).round().clamp(0, 255)
+
+
 def open_pictures(data: Data, cache: Cache, say: Callable[[str], None]) -> Entry:
     """Decode a source into the cache, or find it there. Raises UserError or ConfigError for what the files lack.
 

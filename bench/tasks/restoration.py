@@ -232,7 +232,7 @@ class RestorationTask:
         """The loss against the teacher's pictures, as 8 bits show them: no clean picture is read."""
         degraded, _ = batch
         with torch.no_grad():
-            target = seen(teacher(degraded))
+            target = pictures.seen(teacher(degraded))
         return self._distance(model(degraded), target)
 
     def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -262,7 +262,7 @@ class RestorationTask:
         pairs = []
         with torch.inference_mode():
             for degraded, clean in self.batches(split, self.config.eval_batch):
-                pairs.append((clean.cpu(), seen(model(degraded.to(device))).to("cpu", torch.uint8)))
+                pairs.append((clean.cpu(), pictures.seen(model(degraded.to(device))).to("cpu", torch.uint8)))
         target, given = (torch.cat(x).numpy() for x in zip(*pairs, strict=True))
         if self.config.metric == "psnr":
             with np.errstate(divide="ignore"):
@@ -301,8 +301,3 @@ class RestorationTask:
     def adopt(self, model: nn.Module, old: RestorationTask, seed: int) -> nn.Module:
         """As `transfer`."""
         raise ConfigError(SETTLED)
-
-
-def seen(outputs: Tensor) -> Tensor:
-    """Outputs as whoever stores them sees them: float, rounded to 0..255; what is no number is black."""
-    return outputs.float().nan_to_num(0.0, 0.0, 0.0).round().clamp(0, 255)
