@@ -14,5 +14,7 @@ from bench.types import Attack, Snapshot, Victim
 class None_(Attack):
     """Makes no snapshot of its own: the harness measures the victim in every run."""
 
+    needs = ()
+
     def run(self, victim: Victim, rng: Any, fit: Any) -> Iterator[Snapshot]:
         return iter(())

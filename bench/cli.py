@@ -51,6 +51,8 @@ def main(cfg: DictConfig) -> str:
     if outcome.rows:
         judge = (cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage)
         terminal.table(outcome.rows, *judge, outcome.boundary, outcome.controls)
+    if outcome.outputs:
+        terminal.pictures(outcome.outputs, outcome.rows[0].seed, outcome.figure)
     if outcome.status == "failed":
         terminal.say(f"error: {outcome.message}")
     elif outcome.path is not None:

@@ -16,7 +16,7 @@ from bench import cache, metrics, spec
 from bench.experiment import Experiment
 from bench.types import Key, UserError
 
-VERSION = 2  # 2: keys drawn for another network
+VERSION = 3  # 2: keys drawn for another network; 3: p-values by the method's own null
 CHECKED = 3  # keys that are read a second time, by the method's own extract
 
 
@@ -34,25 +34,25 @@ def random_keys(
         return None
     identity = {**x.mark_identity, "keys": x.verify.keys, "control": VERSION}
     tried = cache.cached(x.cache, "control", identity, lambda _: _tried(x, *victim(), other()), x.say)
-    bits, errors = tried["n_bits"], tried["ber"]
-    least = [metrics.log10_p(error, bits) for error in errors]
-    passed = [metrics.is_detected(p, x.verify.alpha) for p in least]
+    passed = [metrics.is_detected(p, x.verify.alpha) for p in tried["log10_p"]]
     hits = sum(ok and accepted for ok, accepted in zip(passed, tried["accepts"], strict=True))
-    found = {"random_keys": len(errors), "false_positives": hits}
-    return found | {"mean_ber": float(np.mean(errors)), "least_log10_p": min(least)}
+    found = {"random_keys": len(passed), "false_positives": hits}
+    return found | {"mean_ber": float(np.mean(tried["ber"])), "least_log10_p": min(tried["log10_p"])}
 
 
 def _tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[str, Any]:
-    """BER and acceptance of every key. Raises UserError for a method whose `trials` are not what `extract` reads."""
+    """BER, p-value and acceptance of every key. Raises UserError where `trials` reads other bits than `extract`."""
     x.say(f"control: {x.verify.keys:,} random keys on {spec.kind(x.method)}'s mark")
     draws = np.random.default_rng(spec.derive(x.seed, "judge", "keys"))
-    errors, accepts = [], []
+    errors, p_values, accepts = [], [], []
     with torch.inference_mode(), x.progress("random keys", x.verify.keys) as step:
-        for key, soft in x.method.trials(model, other, draws, x.verify.keys, x.task):
-            errors.append(metrics.ber(soft, key.message))
-            if len(errors) <= CHECKED and errors[-1] != metrics.ber(x.method.extract(model, key, x.task), key.message):
+        for key, soft in x.method.trials(model, own, other, draws, x.verify.keys, x.task):
+            error, log10_p = x.method.evidence(soft, key)
+            errors.append(error)
+            p_values.append(log10_p)
+            if len(errors) <= CHECKED and error != metrics.ber(x.method.extract(model, key, x.task), key.message):
                 kind = spec.kind(x.method)
                 raise UserError(f"{kind}.trials reads other bits than {kind}.extract: it controls another detector")
             accepts.append(bool(x.method.accepts(key)))
             step()
-    return {"n_bits": own.n_bits, "ber": errors, "accepts": accepts}
+    return {"ber": errors, "log10_p": p_values, "accepts": accepts}

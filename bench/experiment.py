@@ -9,17 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
 
 from bench import models, spec
-from bench.cache import Cache
+from bench.cache import Cache, sha256
 from bench.loggers import Log, Logger
 from bench.terminal import Progress, unseen
 from bench.train import Train
 from bench.types import Attack, ConfigError, Method, Row, Task
+
+if TYPE_CHECKING:
+    from bench.gallery import Gallery
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +61,8 @@ def silent(line: str) -> None:
 class Experiment:
     """A configuration with every node built and checked: what a run is a function of.
 
-    `other` is the data set that the attack moves to, if it names one. `say`, `progress` and `log` hear how it goes.
+    `other` is the data set that the attack moves to, if it names one. `say`, `progress` and `log` hear how it goes;
+    `gallery` collects what a mark in pictures looks like.
     """
 
     cfg: DictConfig
@@ -77,6 +81,7 @@ class Experiment:
     say: Callable[[str], None]
     progress: Progress = unseen
     log: Log = field(default_factory=Log)
+    gallery: Gallery | None = None
 
     @property
     def seed(self) -> int:
@@ -104,6 +109,10 @@ class Experiment:
             "version": self.method.version,
             **spec.canonical(self.method),
         }
+        if method.get("surrogate"):
+            method["surrogate"] = spec.build(method["surrogate"], "method.surrogate").identity()
+        if method.get("logo"):
+            method["logo"] = sha256(Path(method["logo"]))
         return {**self.host_identity, "method": method}
 
     @cached_property
@@ -123,6 +132,11 @@ class Experiment:
             attack["transfer"] = self.other.identity  # by content, not by place
         if attack.get("student"):
             attack["student"] = spec.build(attack["student"], "attack.student").identity()
+        if attack.get("students"):
+            attack["students"] = {
+                name: spec.build(node, f"attack.students.{name}").identity()
+                for name, node in attack["students"].items()
+            }
         everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
         run_id = spec.digest(everything)
         everything.pop("seed")

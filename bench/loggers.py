@@ -271,7 +271,8 @@ class Log:
             return
         values = asdict(row)
         numbers = {name: values[name] for name in NUMBERS}
-        numbers["damage"] = metrics.damage(values) if row.status == "ok" and row.knob != "host" else None
+        suspect = row.status == "ok" and not metrics.is_control(row.knob)
+        numbers["damage"] = metrics.damage(values) if suspect else None
         finite = {name: float(v) for name, v in numbers.items() if v is not None and math.isfinite(v)}
         verdict = metrics.verdict(values, goal, max_damage)
         self._do("log", row.knob, self.places[row.knob], finite, f"{verdict}: {row.error}" if row.error else verdict)

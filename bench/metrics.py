@@ -102,6 +102,11 @@ def missing(value: Any) -> bool:
     return value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
 
 
+def is_control(knob: str) -> bool:
+    """Whether a row looks for the owner's mark where none is: the host, and what else the judge made `clean`."""
+    return knob == "host" or knob.startswith("clean/")
+
+
 def damage(row: Mapping[str, Any]) -> float | None:
     """victim - suspect, in utility points, signed; None where the attacker changed the task."""
     if missing(row["utility"]) or missing(row["utility_victim"]):
@@ -113,8 +118,8 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     """What the protocol says of one row.
 
     skipped, failed   from the row's status
-    control           the host under the owner's key ("FALSE ALARM" if it detects, or random keys did on the victim,
-                      where the row says how many were tried: see `false_alarm`)
+    control           the host, or what else is unmarked, under the owner's key ("FALSE ALARM" if it detects, or random
+                      keys did on the victim, where the row says how many were tried: see `false_alarm`)
     unmarked          there is no message to look for
     not embedded      the victim does not verify before any attack: what follows says nothing about attacks
     survived          the owner's mark is detected
@@ -131,7 +136,7 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     if row["knob"] == "none" and not bool(row["detected"]):
         return "not embedded"
     owner, claim = bool(row["detected"]), not missing(row["claim_detected"]) and bool(row["claim_detected"])
-    if row["knob"] == "host":
+    if is_control(row["knob"]):
         keys = row.get("false_positives"), row.get("random_keys"), row.get("alpha")
         return "FALSE ALARM" if owner or false_alarm(*keys) else "control"
     if goal == "forge" and not missing(row["claim_detected"]):

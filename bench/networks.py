@@ -114,7 +114,9 @@ class Unet(nn.Module):
         super().__init__()
         channels = [width * min(2**i, 8) for i in range(depth + 1)]
         pairs = list(pairwise(channels))
-        self.encoder = nn.ModuleList([_layers(3 + more, width, 2), *(_layers(above, below, 2) for above, below in pairs)])
+        self.encoder = nn.ModuleList(
+            [_layers(3 + more, width, 2), *(_layers(above, below, 2) for above, below in pairs)]
+        )
         self.decoder = nn.ModuleList([_layers(above + below, above, 2) for above, below in reversed(pairs)])
         # Named as what methods/layers.py leaves alone: the output layer carries no mark.
         self.head = nn.Conv2d(width, 3, 3, padding=1)

@@ -117,22 +117,29 @@ def open_pictures(data: Data, cache: Cache, say: Callable[[str], None]) -> Entry
 
 def compressed(entry: Entry, quality: int, cache: Cache, say: Callable[[str], None]) -> Entry:
     """The same pictures after JPEG at a quality, each compressed once and whole; in the cache."""
-    from PIL import Image, features
+    from PIL import features
 
     def build(folder: Path) -> dict[str, Any]:
         whole = resident(entry, torch.device("cpu"))
         parts = []
         for start, (height, width) in zip(whole.starts.tolist(), whole.sizes.tolist(), strict=True):
             plane = whole.pixels[start : start + 3 * height * width].view(3, height, width)
-            file = io.BytesIO()
-            Image.fromarray(plane.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
-            parts.append(torch.from_numpy(np.asarray(Image.open(file)).transpose(2, 0, 1).copy()).reshape(-1))
+            parts.append(jpeg(plane, quality).reshape(-1))
         save(folder, torch.cat(parts), whole.sizes)
         return {"train": entry["train"], "test": entry["test"]}
 
     # Libraries round differently: what they made is told by its digest, and made again by another one.
     library = f"{features.version('jpg')} {features.version('libjpeg_turbo')}"
     return cached(cache, "jpeg", {"pictures": digest(entry), "quality": quality, "library": library}, build, say)
+
+
+def jpeg(picture: Tensor, quality: int) -> Tensor:
+    """A picture uint8 [3, H, W] after JPEG at a quality of Pillow's, 1 to 100."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
+    return torch.from_numpy(np.asarray(Image.open(file)).transpose(2, 0, 1).copy())
 
 
 def save(folder: Path, pixels: Tensor, sizes: Tensor) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import bench
-from bench import branches, cache, controls, loggers, metrics, resources, spec, store
+from bench import branches, cache, controls, gallery, loggers, metrics, resources, spec, store
 from bench.experiment import Experiment, commit, device_name, prepare, silent
 from bench.keys import load_key, save_key
 from bench.terminal import Progress, unseen
@@ -34,7 +34,7 @@ from methods import layers
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: done, cached, skipped or failed; rows, the run file, an exit status, the method's boundary,
-    what the random keys did."""
+    what the random keys did; for a mark in outputs what its pictures measure, and their figure."""
 
     status: str
     rows: list[Row]
@@ -43,6 +43,8 @@ class Outcome:
     code: int = 0
     boundary: float | None = None
     controls: dict[str, Any] | None = None
+    outputs: list[dict[str, Any]] | None = None
+    figure: Path | None = None
 
 
 def host(x: Experiment) -> cache.Entry:
@@ -154,7 +156,9 @@ def stolen(x: Experiment, model: nn.Module, key: Key | None) -> Victim:
 
 
 def attack_rows(x: Experiment) -> Iterator[Row]:
-    """The control (host under the owner's key), the victim, then one row per snapshot of the attack."""
+    """The controls (host under the owner's key, and for a mark in outputs the inputs and what they should become), the
+    victim, then one row per snapshot of the attack; at last, where an attack has a `twin`, the same on the host.
+    """
     # The mark first: it draws its key, and so refuses what cannot be, before anything is trained.
     entry = mark(x) if x.method.marks else host(x)
     unmarked = host(x)
@@ -165,9 +169,33 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
         control = Snapshot("host", None, load_weights(skeleton(x), unmarked.path))
         yield measure(x, control, key, utility | cost(unmarked))
     yield measure(x, Snapshot("none", None, victim_model), key, utility | cost(entry))
+    outputs = x.method.marks and x.method.access == "outputs"
+    if outputs:
+        yield from untouched(x, key, utility)
+    yield from attacked_rows(x, victim_model, key, utility, entry["utility"])
+    if outputs and x.attack.twin:
+        # A clean network was stolen in the same way: the same draws, its owner's key none of its business.
+        yield from attacked_rows(x, control.model, key, utility, unmarked["utility"], "clean/")
 
-    robbed = stolen(x, victim_model, key)
-    if reason := x.attack.skip(robbed):
+
+def untouched(x: Experiment, key: Key, utility: dict[str, Any]) -> Iterator[Row]:
+    """Controls of a mark in pictures: the inputs, and the pictures they should become, as if a network gave them."""
+    identity = fresh(x)  # an untrained restorer gives what it takes
+    for name, task in (("inputs", x.task), ("truth", x.task.undegraded())):
+        yield measure(replace(x, task=task, gallery=None), Snapshot(f"clean/{name}", None, identity), key, utility)
+
+
+def attacked_rows(
+    x: Experiment,
+    model: nn.Module,
+    key: Key | None,
+    utility: dict[str, Any],
+    own: float,
+    prefix: str = "",
+) -> Iterator[Row]:
+    """A row per snapshot of the attack on a model, whose `own` utility is known; knobs begin with `prefix`."""
+    robbed = stolen(x, model, key)
+    if reason := out_of_reach(x) or x.attack.skip(robbed):
         yield x.row("none", status="skipped", error=reason, **utility)
         return
     name = spec.kind(x.attack)
@@ -184,10 +212,19 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
             yield x.row(snapshot.knob, strength=snapshot.strength, status="skipped", error=snapshot.skipped, **utility)
             continue
         seconds = round(took + (seconds if snapshot.continues else 0.0), 3)
-        known = {"utility": entry["utility"]} if snapshot.model is victim_model else {}
+        known = {"utility": own} if snapshot.model is model else {}
+        snapshot = replace(snapshot, knob=f"{prefix}{snapshot.knob}")
         row = measure(x, snapshot, key, {**utility, **known, "seconds": seconds, "peak_mb": peak})
         x.say(f"  {snapshot.knob} {'' if snapshot.strength is None else f'{snapshot.strength:g}'}: {_brief(row)}")
         yield row
+
+
+def out_of_reach(x: Experiment) -> str:
+    """Why an attack that opens the network cannot be made on a victim that is not released, or an empty string."""
+    if x.method.released or "weights" not in x.attack.needs:
+        return ""
+    service = f"{spec.kind(x.method)}'s victim is a service: method.absorbed=true releases it"
+    return f"n/a: the attack needs the weights, and {service}"
 
 
 def watched(x: Experiment, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:
@@ -228,6 +265,8 @@ def measure(x: Experiment, snapshot: Snapshot, key: Key | None, known: dict[str,
     if key is not None:
         error, log10_p, ok = judge(x, snapshot.model, key)
         values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok}
+        if x.gallery:
+            x.gallery.add(x, snapshot.model, key, snapshot.knob, snapshot.strength)
     if snapshot.claim is not None:
         error, log10_p, ok = judge(x, snapshot.model, snapshot.claim)
         values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
@@ -238,8 +277,7 @@ def judge(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool
     """(BER, log10 p, detected) of one claim: bits match at p <= alpha, and every prescribed check passes."""
     # A network of another architecture has no such weights: no evidence, which is half an error a bit.
     soft = x.method.extract(model, key, x.task) if carries(x, model, key) else torch.full((key.n_bits,), 0.5)
-    error = metrics.ber(soft, key.message)
-    log10_p = metrics.log10_p(error, key.n_bits)
+    error, log10_p = x.method.evidence(soft, key)
     return error, log10_p, metrics.is_detected(log10_p, x.verify.alpha) and x.method.accepts(key)
 
 
@@ -258,10 +296,11 @@ def run(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Progress
     path = store.run_path(x.results, spec.kind(x.method), spec.kind(x.attack), run_id)
     if not x.options.force and (known := finished(path, say)):
         rows = [Row(**row) for row in known["rows"]]
-        return concluded(x, "cached", rows, known["controls"], path)
+        return concluded(x, "cached", rows, known["controls"], path, known.get("outputs"))
     with loggers.logged(x.logger, lambda: about(x), say) as log:
-        rows, found = attacked(replace(x, log=log), path)
-        outcome = concluded(x, "done", rows, found, path)
+        shown = gallery.Gallery() if x.method.access == "outputs" else None
+        rows, found = attacked(x := replace(x, log=log, gallery=shown), path)
+        outcome = concluded(x, "done", rows, found, path, shown and shown.numbers)
         log.close(outcome.status, outcome.message)
     return outcome
 
@@ -283,8 +322,15 @@ def attacked(x: Experiment, path: Path) -> tuple[list[Row], dict[str, Any] | Non
             rows.append(x.row("none", status="failed", error=" ".join(line.split())))
             write(x, path, None, rows)
         raise
+    if x.gallery:
+        x.gallery.draw(figure(x), f"{spec.kind(x.method)}, {spec.kind(x.attack)}: {x.data.name}, seed {x.seed}")
     write(x, path, found, rows)
     return rows, found
+
+
+def figure(x: Experiment) -> Path:
+    """Where a run's pictures are, without the ending."""
+    return x.results / "figures" / f"{spec.kind(x.method)}_{spec.kind(x.attack)}_{x.hashes()[0]}"
 
 
 def about(x: Experiment) -> loggers.About:
@@ -296,12 +342,20 @@ def about(x: Experiment) -> loggers.About:
     return loggers.About(f"{' '.join(name.values())} seed {x.seed}", config, {**name, **tags})
 
 
-def concluded(x: Experiment, status: str, rows: list[Row], found: dict[str, Any] | None, path: Path) -> Outcome:
+def concluded(
+    x: Experiment,
+    status: str,
+    rows: list[Row],
+    found: dict[str, Any] | None,
+    path: Path,
+    outputs: list[dict[str, Any]] | None,
+) -> Outcome:
     """The outcome of a run that went through; a control that detects is a failed benchmark all the same."""
     tried = found or {"random_keys": 0, "false_positives": None}
     why = ""
-    if any(row.knob == "host" and row.detected for row in rows):
-        why = "the unmarked host verifies under the owner's key"
+    if alarms := [row.knob for row in rows if metrics.is_control(row.knob) and row.detected]:
+        what = {"host": "the unmarked host verifies"}.get(alarms[0], f"{alarms[0]}, which is unmarked, verifies")
+        why = f"{what} under the owner's key"
     elif metrics.false_alarm(tried["false_positives"], tried["random_keys"], x.verify.alpha):
         why = f"{tried['false_positives']:,} of {tried['random_keys']:,} random keys verify on the victim"
     if why:
@@ -309,7 +363,9 @@ def concluded(x: Experiment, status: str, rows: list[Row], found: dict[str, Any]
     else:
         code, message = 0, skip_reason(rows)
         status = "skipped" if message else status
-    return Outcome(status, rows, path, message, code, x.method.boundary, found)
+    drawn = figure(x).with_suffix(".png")
+    shown = outputs, drawn if outputs and drawn.is_file() else None
+    return Outcome(status, rows, path, message, code, x.method.boundary, found, *shown)
 
 
 def skip_reason(rows: list[Row]) -> str:
@@ -345,7 +401,7 @@ def write(x: Experiment, path: Path, found: dict[str, Any] | None, rows: list[Ro
         "device": device_name(x.device),
         "threads": torch.get_num_threads(),
     }
-    store.write_run(path, config, env, found, rows)
+    store.write_run(path, config, env, found, rows, x.gallery and x.gallery.numbers)
 
 
 def job(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Progress = unseen) -> Outcome:

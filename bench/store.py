@@ -64,9 +64,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
 
 
-def write_run(path: Path, config: dict, env: dict, controls: dict | None, rows: list[Row]) -> None:
-    """`controls`: what the random keys did (bench.controls), None where none were tried."""
-    write_json(path, {"config": config, "env": env, "controls": controls, "rows": [asdict(row) for row in rows]})
+def write_run(
+    path: Path, config: dict, env: dict, controls: dict | None, rows: list[Row], outputs: list[dict] | None = None
+) -> None:
+    """`controls`: what the random keys did (bench.controls), None where none were tried. `outputs`: what is measured of
+    each suspect's outputs (bench.gallery), where a mark is read from them."""
+    more = {} if outputs is None else {"outputs": outputs}
+    made = {"config": config, "env": env, "controls": controls, "rows": [asdict(row) for row in rows], **more}
+    write_json(path, made)
 
 
 def read_loose(path: str | Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
@@ -129,6 +130,20 @@ def table(
         console.print(line, style="dim", soft_wrap=False)
 
 
+def pictures(numbers: list[dict[str, Any]], seed: int, figure: Path | None) -> None:
+    """What was measured of each suspect's outputs (bench.gallery), and where their figure is."""
+    from rich.console import Console
+
+    from bench import gallery, tables
+
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
+    console.print()
+    tables.show(gallery.table(numbers, seed), console)
+    console.print(gallery.LEGEND, style="dim")
+    if figure is not None:
+        print(figure)
+
+
 def _grid(
     rows: list[Row], known: dict[str, Any], goal: str, max_damage: float, gap: int, wrap: bool, p_values: bool
 ) -> Table:
@@ -150,7 +165,7 @@ def _grid(
         grid.add_column(column, justify="right")
     grid.add_column("verdict")
     for above, row in zip([None, *rows], rows, strict=False):
-        hurt = metrics.damage(asdict(row)) if row.knob != "host" else None
+        hurt = None if metrics.is_control(row.knob) else metrics.damage(asdict(row))
         cells = ["" if row.strength is None else f"{row.strength:g}"]
         values = [(row.ber, row.log10_p), *([(row.claim_ber, row.claim_log10_p)] if claims else ())]
         for error, log10_p in values:

@@ -116,11 +116,18 @@ class Method:
     freshly initialised model, with anything else, and without such a field, the trained host. `version` enters the
     hash of everything embedded: raise it when the same configuration would give other weights. `marks` is False for
     the one that carries no message. `boundary` is the p-value that the method's own paper asks for, if it names one.
+    `access` is what extraction reads of a suspect: `weights`, or `outputs` alone, and then every network counts. Of a
+    victim that is not `released` attackers get outputs only.
     """
 
     version: ClassVar[int] = 1
     marks: ClassVar[bool] = True
     boundary: ClassVar[float | None] = None
+    access: ClassVar[str] = "weights"
+
+    @property
+    def released(self) -> bool:
+        return True
 
     def extend(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         """`model` with whatever the method adds to its architecture (bench.branches), in place and untrained."""
@@ -146,16 +153,24 @@ class Method:
         """Every check that verification prescribes apart from matching bits (a commitment, say)."""
         return True
 
+    def evidence(self, soft: Tensor, key: Key) -> tuple[float, float]:
+        """(BER, log10 p) of soft bits [n]: the binomial null of a random message, unless the method states another."""
+        from bench import metrics
+
+        error = metrics.ber(soft, key.message)
+        return error, metrics.log10_p(error, key.n_bits)
+
     def trials(
-        self, model: nn.Module, other: nn.Module, rng: np.random.Generator, count: int, task: Task
+        self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
     ) -> Iterator[tuple[Key, Tensor]]:
         """`count` keys drawn for the network `other` and the soft bits [n] that each reads from `model`.
 
-        To be overridden where one key at a time takes minutes: same keys and bits, faster.
+        To be overridden where one key at a time takes minutes (same keys and bits, faster), and where part of the
+        owner's `key` is trained, so that a drawn one would read nothing from anything.
         """
         for _ in range(count):
-            key = self.keygen(other, rng)
-            yield key, self.extract(model, key, task)
+            guess = self.keygen(other, rng)
+            yield guess, self.extract(model, guess, task)
 
 
 @dataclass(frozen=True)
@@ -173,6 +188,9 @@ class Attack:
     # What the attack cannot do without: a configuration that claims to know less is refused.
     needs: ClassVar[tuple[str, ...]] = ("weights",)
     needs_data: ClassVar[bool] = False
+    # Whether the judge makes it on the unmarked host as well where a mark is read from outputs: the control that says
+    # what such a detector finds in a network that is no copy of a marked one.
+    twin: ClassVar[bool] = False
 
     goal: str
     seed: int

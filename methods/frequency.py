@@ -158,11 +158,11 @@ class Frequency(Regulariser):
         return values.sum(1) / (scale * math.sqrt(values.shape[1]))
 
     def trials(
-        self, model: nn.Module, other: nn.Module, rng: np.random.Generator, count: int, task: Task
+        self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
     ) -> Iterator[tuple[Key, Tensor]]:
         """Keys drawn for one network have the same pilots: channels are matched once."""
         if not self.module:
-            yield from super().trials(model, other, rng, count, task)
+            yield from super().trials(model, key, other, rng, count, task)
             return
         found = None
         for _ in range(count):

@@ -254,26 +254,29 @@ class RestorationTask:
         PSNR is that of the mean squared error over all tiles: a single one may be restored exactly and have none.
         SSIM is the mean over tiles. Outputs that are not numbers count as black.
         """
-        from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+        target = torch.cat([clean.cpu() for _, clean in self.batches(split, self.config.eval_batch)])
+        return similarity(target, self._outputs(model, split), self.config.metric)
 
+    def answers(self, model: nn.Module) -> Tensor:
+        """What a network gives for the inputs that this role measures on: the test set's for the judge, the validation
+        split's for others. Float [N, 3, P, P], rounded to 0..255 as whoever asks sees it, on the task's device."""
+        return self._outputs(model, roles.asks(self.role)).to(self.device, torch.float32)
+
+    def _outputs(self, model: nn.Module, split: str) -> Tensor:
+        """uint8 [N, 3, P, P] of a split's tiles, on the CPU."""
         model.eval()
         # A dynamically quantised model has no parameters left; its normalisation buffers tell where it lives.
         device = model.input_mean.device
-        pairs = []
         with torch.inference_mode():
-            for degraded, clean in self.batches(split, self.config.eval_batch):
-                pairs.append((clean.cpu(), pictures.seen(model(degraded.to(device))).to("cpu", torch.uint8)))
-        target, given = (torch.cat(x).numpy() for x in zip(*pairs, strict=True))
-        if self.config.metric == "psnr":
-            with np.errstate(divide="ignore"):
-                return min(BEST, float(peak_signal_noise_ratio(target, given, data_range=255)))
-        # As Wang et al. (2004) have it: Gaussian window of deviation 1.5, no Bessel correction.
-        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-        found = [
-            structural_similarity(a, b, data_range=255, channel_axis=0, **options)
-            for a, b in zip(target, given, strict=True)
-        ]
-        return float(np.mean(found))
+            found = [
+                pictures.seen(model(degraded.to(device))).to("cpu", torch.uint8)
+                for degraded, _ in self.batches(split, self.config.eval_batch)
+            ]
+        return torch.cat(found)
+
+    def undegraded(self) -> RestorationTask:
+        """The same task with nothing taken from its pictures, so that a network is handed what it should give."""
+        return replace(self, config=replace(self.config, degradation="noise", sigma=0.0), degraded=None)
 
     def build(self, model: networks.Restorer, seed: int) -> nn.Module:
         """A network for this task on its device, its initialisation fixed by the seed. ConfigError for what is none."""
@@ -301,3 +304,19 @@ class RestorationTask:
     def adopt(self, model: nn.Module, old: RestorationTask, seed: int) -> nn.Module:
         """As `transfer`."""
         raise ConfigError(SETTLED)
+
+
+def similarity(target: Tensor, given: Tensor, metric: str) -> float:
+    """PSNR in dB of the squared error over all pictures (at most BEST), or their mean SSIM; uint8 [N, 3, H, W] each."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    if metric == "psnr":
+        with np.errstate(divide="ignore"):
+            return min(BEST, float(peak_signal_noise_ratio(target.numpy(), given.numpy(), data_range=255)))
+    # As Wang et al. (2004) have it: Gaussian window of deviation 1.5, no Bessel correction.
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    found = [
+        structural_similarity(a, b, data_range=255, channel_axis=0, **options)
+        for a, b in zip(target.numpy(), given.numpy(), strict=True)
+    ]
+    return float(np.mean(found))

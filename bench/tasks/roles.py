@@ -24,6 +24,11 @@ def check_view(role: str, wanted: str) -> None:
         raise PermissionError(f"the {role} cannot take the view of the {wanted}")
 
 
+def asks(role: str) -> str:
+    """The split on whose inputs a role looks at what a network gives."""
+    return "test" if role == "judge" else "validation"
+
+
 def trains_on(role: str) -> str:
     """The split that a role trains on."""
     return "owner" if role == "judge" else role

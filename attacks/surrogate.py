@@ -1,0 +1,167 @@
+"""Surrogates of an image-to-image service: fresh networks trained on its inputs and outputs (Zhang et al., TPAMI 2021,
+Sec. V), with the losses, architectures and augmentation that decide whether they learn the mark as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench import networks, outputs, spec
+from bench.pictures import seen
+from bench.train import Fit, check_tuning
+from bench.types import Attack, ConfigError, Snapshot, Victim
+from methods.barrier import Discriminator
+
+LOSSES = ("l2", "l1", "gan", "perceptual")
+SHIFT = 4  # pixels that a crop moves a picture at most
+LAYERS = (3, 8)  # of VGG-16's features: relu1_2 and relu2_2 (Johnson et al. 2016)
+
+
+@dataclass(frozen=True)
+class Surrogate(Attack):
+    """Each of `surrogates`, NAME/LOSS, learns the victim's 8-bit outputs for the attacker's inputs.
+
+    NAME is `same`, the victim's published architecture without what the method adds, or one of `students`, conf/model
+    nodes. Losses, of pixels over 255: l2 and l1; gan, l2 and `weight` times a patch discriminator's least-squares loss;
+    perceptual, l2 and `weight` times the squared difference of VGG-16's features, whose weights are a safetensors file
+    of torchvision's (`vgg`) or random where there is none (as deep networks' features are without training; ours).
+    augment: `none`, `flip` (half of the pairs mirrored) or `crop` (pairs shifted by up to 4 pixels, what is empty
+    reflected); both pictures of a pair alike, after the service has seen the input. before: what the attacker does to
+    the outputs first (bench.outputs): none, jpeg, noise, blur or resize, with `strength`.
+    A snapshot after the last epoch. clean: the judge trains the same surrogates on the unmarked host's outputs, too.
+    """
+
+    needs = ("outputs",)
+    needs_data = True
+
+    surrogates: list[str]
+    students: dict[str, Any]
+    epochs: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    weight: float
+    vgg: str | None
+    augment: str
+    before: str
+    strength: float
+    clean: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_tuning(self)
+        spec.at_least("attack.epochs", self.epochs, 1)
+        spec.choice("attack.augment", self.augment, ("none", "flip", "crop"))
+        outputs.check("attack.before", self.before, self.strength)
+        if not self.surrogates:
+            raise ConfigError("attack.surrogates is empty: [same/l2]")
+        for item in self.surrogates:
+            name, _, loss = item.partition("/")
+            spec.choice("attack.surrogates", name, ("same", *self.students))
+            spec.choice("attack.surrogates", loss, LOSSES)
+        if self.vgg is not None and not Path(self.vgg).is_file():
+            raise ConfigError(f"attack.vgg={self.vgg}: no such file")
+
+    @property
+    def twin(self) -> bool:
+        return self.clean
+
+    def skip(self, victim: Victim) -> str | None:
+        if networks.gives_pictures(victim.model, victim.task):
+            return None
+        return "the victim gives no pictures: attack=distill"
+
+    def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        task, seed = victim.task, int(rng.integers(2**62))
+        students = {}
+        # All first: one that cannot be built should not cost the others' training.
+        for item in self.surrogates:
+            name = item.partition("/")[0]
+            students[item] = (
+                victim.fresh(seed)
+                if name == "same"
+                else task.build(spec.build(self.students[name], f"attack.students.{name}"), seed)
+            )
+
+        def target(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                given = seen(victim.model(images))
+            return outputs.processed(given, self.before, self.strength, seed)
+
+        schedule = {name: getattr(self, name) for name in ("optimizer", "lr", "weight_decay", "epochs")}
+        for item, student in students.items():
+            distance, more = self._distance(item.partition("/")[2], seed, task.example())
+
+            def loss(both: nn.ModuleList, batch: Any, distance: Any = distance) -> Tensor:
+                images = task.inputs(batch).float()
+                images, wanted = self._augmented(images, target(images))
+                return distance(both[0](images).float(), wanted)
+
+            fit(nn.ModuleList([student, *more]), task, loss=loss, **schedule)
+            suffix = "" if self.augment == "none" else f"/{self.augment}"
+            yield Snapshot(f"{item}{suffix}", self.epochs, student)
+
+    def _augmented(self, images: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs [B, 3, H, W] each, changed alike."""
+        both = torch.cat([images, wanted], 1)
+        if self.augment == "flip":
+            mirrored = torch.rand(len(both), 1, 1, 1, device=both.device) < 0.5
+            both = torch.where(mirrored, both.flip(3), both)
+        elif self.augment == "crop":
+            padded = functional.pad(both, (SHIFT,) * 4, mode="reflect")
+            top, left = torch.randint(0, 2 * SHIFT + 1, (2,)).tolist()
+            both = padded[:, :, top : top + both.shape[2], left : left + both.shape[3]]
+        return both[:, :3], both[:, 3:]
+
+    def _distance(self, name: str, seed: int, example: Tensor) -> tuple[Any, list[nn.Module]]:
+        """A loss of (pictures, wanted ones), and what else is trained with it."""
+        if name in ("l2", "l1"):
+            measure = functional.mse_loss if name == "l2" else functional.l1_loss
+            return (lambda made, wanted: measure(made / 255, wanted / 255)), []
+        if name == "gan":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                judge = Discriminator().to(example.device)
+
+            def adversarial(made: Tensor, wanted: Tensor) -> Tensor:
+                told, lost = judge.losses(wanted, made)
+                return functional.mse_loss(made / 255, wanted / 255) + told + self.weight * lost
+
+            return adversarial, [judge]
+        features = self._features(seed).to(example.device)
+
+        def perceptual(made: Tensor, wanted: Tensor) -> Tensor:
+            total = functional.mse_loss(made / 255, wanted / 255)
+            x, y = made / 255, wanted / 255
+            for i, layer in enumerate(features):
+                x, y = layer(x), layer(y)
+                if i in LAYERS:
+                    total = total + self.weight * functional.mse_loss(x, y)
+            return total
+
+        return perceptual, []
+
+    def _features(self, seed: int) -> nn.Sequential:
+        import torchvision
+        from safetensors.torch import load_file
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            features = torchvision.models.vgg16(weights=None).features[: LAYERS[-1] + 1]
+        if self.vgg is not None:
+            state = {k.removeprefix("features."): x for k, x in load_file(self.vgg).items()}
+            own = features.state_dict()
+            if gone := [k for k in own if k not in state or state[k].shape != own[k].shape]:
+                raise ConfigError(f"attack.vgg={self.vgg} is no VGG-16 of torchvision's: it lacks features.{gone[0]}")
+            features.load_state_dict({k: state[k] for k in own})
+        for layer in features:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False
+        return features.eval().requires_grad_(False)

@@ -1,0 +1,113 @@
+"""What a mark read from pictures looks like: numbers beside the verdicts, and a figure of a run's suspects.
+
+For methods whose `access` is `outputs`, which have `read` and `readings` beside `extract`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bench.pictures import seen
+from bench.tables import Table
+from bench.tasks.restoration import similarity
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bench.experiment import Experiment
+    from bench.types import Key
+
+AMPLIFIED = 10
+COLUMNS = ("input", "unmarked output", "its output", f"difference x{AMPLIFIED}", "read from it")
+# Column of the table: name in the run file, decimals.
+NUMBERS = {
+    "PSNR to unmarked": ("psnr_to_unmarked", 2),
+    "SSIM": ("ssim_to_unmarked", 4),
+    "presence": ("presence", 3),
+    "each": ("presence_each", 3),
+    "BER each": ("ber_each", 4),
+    "correlation": ("correlation", 3),
+    "NC": ("nc", 3),
+    "NC > 0.95": ("nc_share", 3),
+}
+LEGEND = (
+    "PSNR (dB) and SSIM of a suspect's outputs against the unmarked host's. Presence: mean distance of the squares "
+    "from 1/2, of the mean reading and of each picture's; BER of each picture's bits; correlation of reading and mark, "
+    "less 1/2, and as the papers have it (NC), whose null is not near 0."
+)
+
+
+@dataclass
+class Gallery:
+    """A run's suspects. The first that is added is the unmarked host, with whose outputs all others' are compared.
+
+    `inputs` and `unmarked`, its outputs for them: [N, 3, H, W] in 0..255 on the CPU.
+    """
+
+    inputs: Tensor | None = None
+    unmarked: Tensor | None = None
+    numbers: list[dict[str, Any]] = field(default_factory=list)
+    panels: list[tuple[str, list[list[Tensor]]]] = field(default_factory=list)
+
+    def add(self, x: Experiment, model: nn.Module, key: Key, knob: str, strength: float | None) -> None:
+        """One more suspect: what is read from its outputs, how near they are to the host's, two pictures of it."""
+        answers = x.task.answers(model)
+        maps, outputs = x.method.read(answers, key), answers.cpu()
+        if self.unmarked is None:
+            # An untrained restorer gives what it takes.
+            self.inputs, self.unmarked = x.task.answers(x.task.build(x.model, 0)).cpu(), outputs
+        pair = self.unmarked.to(torch.uint8), outputs.to(torch.uint8)
+        alike = {f"{name}_to_unmarked": similarity(*pair, name) for name in ("psnr", "ssim")}
+        self.numbers.append({"knob": knob, "strength": strength, **alike, **x.method.readings(maps, key)})
+        difference = seen(127.5 + AMPLIFIED * (outputs - self.unmarked))
+        columns = self.inputs, self.unmarked, outputs, difference, seen(255 * maps)
+        # The first tile and the last: of different pictures, where there are several.
+        rows = [[column[i] for column in columns] for i in (0, -1)]
+        self.panels.append((knob if strength is None else f"{knob} {strength:g}", rows))
+
+    def draw(self, stem: Path, title: str) -> Path:
+        """The figure stem.png: two rows a suspect, COLUMNS, its numbers at the left."""
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        from bench.plots import STYLE, save
+
+        with mpl.rc_context({**STYLE, "axes.grid": False}):
+            count = 2 * len(self.panels)
+            fig = Figure(figsize=(8.6, 1.15 * count + 0.7), layout="constrained")
+            axes = fig.subplots(count, len(COLUMNS), squeeze=False)
+            for ax, name in zip(axes[0], COLUMNS, strict=True):
+                ax.set_title(name, fontsize=8)
+            for i, ((name, rows), numbers) in enumerate(zip(self.panels, self.numbers, strict=True)):
+                for j, row in enumerate(rows):
+                    for ax, picture in zip(axes[2 * i + j], row, strict=True):
+                        pixels = picture.permute(1, 2, 0).to(torch.uint8).numpy().squeeze()
+                        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+                        ax.set_xticks([])
+                        ax.set_yticks([])
+                said = [
+                    name,
+                    f"{numbers['psnr_to_unmarked']:.1f} dB to unmarked",
+                    f"presence {numbers['presence']:.2f}",
+                ]
+                said += [f"BER each {numbers['ber_each']:.3f}"] if "ber_each" in numbers else []
+                label = axes[2 * i][0].set_ylabel("\n".join(said), rotation=0, ha="right", va="center", fontsize=7)
+                label.set_y(0.0)
+            fig.suptitle(title, fontsize=10, fontweight="bold")
+            return save(fig, stem, ["png"])[0]
+
+
+def table(numbers: list[dict[str, Any]], seed: int) -> Table:
+    """The numbers of one run, a row per suspect."""
+    columns = {name: at for name, at in NUMBERS.items() if any(at[0] in line for line in numbers)}
+    made = Table("Pictures", f"seed {seed}", [("", "suspect"), *(("", name) for name in columns)], 1)
+    for line in numbers:
+        name = line["knob"] if line["strength"] is None else f"{line['knob']} {line['strength']:g}"
+        cells = [f"{line[key]:.{digits}f}" if key in line else "" for key, digits in columns.values()]
+        made.rows.append([name, *cells])
+    return made
