@@ -1,7 +1,7 @@
 """Run files gathered into one: `python -m bench.report --compact` writes results/runs/runs.parquet.
 
 One record per row, readable by any parquet reader: `file` (the run file's path below the folder), the protocol's
-fields, and `env`, `controls` and every node of the configuration (`config.method`, ...) as JSON text, which repeats and
+fields, and `env`, `controls`, `outputs` and every node of the configuration (`config.method`, ...) as JSON text, which repeats and
 so costs next to nothing. `keys` is the order of the nodes and `whole` names the numbers that the run file wrote
 without a fraction, so that a run comes back exactly as it was; one that would not stays a file of its own.
 
@@ -32,6 +32,7 @@ KINDS = {f.name: str(f.type).split()[0] for f in dataclasses.fields(Row)}
 FLOATS = [name for name, kind in KINDS.items() if kind == "float"]
 CHUNK = 1000  # runs converted, and checked to come back, at once
 GROUP = 8192  # rows in a row group: what a look-up of one run has to read
+BLOCKS = ("env", "controls", "outputs")  # of a run file, beside its configuration and rows
 DEPTH = 3  # folders between a run file and the parquet: <method>/<attack>/<run_id>.json
 
 
@@ -45,8 +46,8 @@ def _table(runs: list[tuple[str, dict]]) -> pa.Table:
     columns["whole"] = pa.array([" ".join(n for n in FLOATS if type(row[n]) is int) for row in rows])
     texts = {"file": [file for file, _ in runs]}
     texts["keys"] = [json.dumps([*run["config"]]) for _, run in runs]
-    for key in ("env", "controls"):
-        texts[key] = [json.dumps(run[key]) for _, run in runs]
+    for key in BLOCKS:
+        texts[key] = [json.dumps(run.get(key)) for _, run in runs]
     for key in dict.fromkeys(key for _, run in runs for key in run["config"]):
         texts[f"config.{key}"] = [json.dumps(run["config"][key]) if key in run["config"] else None for _, run in runs]
     at = pa.array([i for i, (_, run) in enumerate(runs) for _ in run["rows"]])
@@ -63,7 +64,7 @@ def _columns(table: pa.Table) -> Iterator[dict[str, list]]:
         if not hasattr(column, "dictionary"):
             return column.to_pylist()
         texts = column.dictionary.to_pylist()
-        if name in ("keys", "env", "controls") or name.startswith("config."):
+        if name in ("keys", *BLOCKS) or name.startswith("config."):
             texts = [parsed[t] if t in parsed else parsed.setdefault(t, json.loads(t)) for t in texts]
         return [*map([*texts, None].__getitem__, column.indices.fill_null(len(texts)).to_pylist())]
 
@@ -81,8 +82,10 @@ def _runs(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
                 if last is not None:
                     yield last, run
                 config = {key: columns[f"config.{key}"][i] for key in columns["keys"][i]}
-                blocks = {name: columns[name][i] for name in ("env", "controls")}
+                blocks = {name: columns[name][i] for name in BLOCKS if name in columns}
                 last, run = file, {"config": config, **blocks, "rows": []}
+                if run.get("outputs", 0) is None:  # only a mark in outputs has any
+                    del run["outputs"]
             fields = dict(zip(ROW_FIELDS, row, strict=False))
             if whole:
                 fields |= {name: int(fields[name]) for name in whole.split()}

@@ -11,7 +11,6 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from bench import metrics
-from bench.plots import BEFORE
 from bench.types import ConfigError, Row
 
 HELD, FAILED, OPEN = "held", "failed", "inconclusive"
@@ -42,7 +41,8 @@ class Run:
     @property
     def points(self) -> list[Row]:
         """What the attack made, as far as bits were read from it."""
-        return [row for row in self.rows if row.knob not in BEFORE and row.status == "ok" and row.ber is not None]
+        made = (row for row in self.rows if row.knob != "none" and not metrics.is_control(row.knob))
+        return [row for row in made if row.status == "ok" and row.ber is not None]
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,9 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     df["damage"] = pd.to_numeric(pd.Series([metrics.damage(row) for row in rows], dtype=object))
     df["fidelity"] = df["utility_host"] - df["utility_victim"]
     df["verdict"] = [metrics.verdict(row, row["goal"], row["max_damage"]) for row in rows]
+    # One control that detects is enough, and the host's row is the one that everybody looks at.
+    alarmed = df["run_id"].isin(df.loc[df["verdict"] == "FALSE ALARM", "run_id"])
+    df.loc[alarmed & (df["knob"] == "host"), "verdict"] = "FALSE ALARM"
     return df
 
 
@@ -202,19 +205,21 @@ def summary(df: pd.DataFrame, agg: pd.DataFrame) -> Table:
 
 
 def controls(df: pd.DataFrame) -> Table:
-    """The two controls of every mark, seeds pooled: the unmarked host, and random keys on the victim."""
-    hosts = df[(df["knob"] == "host") & (df["status"] == "ok")]
-    hosts = _telling(hosts).drop_duplicates(["method_label", "model", "data", "seed", "alpha"])
+    """The controls of every mark, seeds pooled: the unmarked host and, for a mark in outputs, whatever else is clean;
+    random keys on the victim."""
+    hosts = df[df["knob"].map(metrics.is_control) & (df["status"] == "ok")]
+    hosts = _telling(hosts).drop_duplicates(["method_label", "model", "data", "knob", "strength", "seed", "alpha"])
     keys = ["method", "model", "data"] if len(places(df)) > 1 else ["method"]
     names = ["host BER", "detected", "random keys", "verified", "95% interval", "alpha"]
     table = Table("Controls", seeds(hosts.groupby(["method_label", "model", "data"])["seed"].nunique()), [], len(keys))
     table.head = [("", name) for name in [*keys, *names]]
-    groups = hosts.groupby(["model", "data", "method_label", "alpha"])
-    for i, ((model, data, label, alpha), g) in enumerate(groups):
-        tried, hits = int(g["random_keys"].sum()), int(g["false_positives"].sum())
+    hosts = hosts.assign(what=hosts["knob"].where(hosts["knob"] != "host", ""))
+    groups = hosts.groupby(["model", "data", "method_label", "what", "alpha"])
+    for i, ((model, data, label, what, alpha), g) in enumerate(groups):
+        tried, hits = (0 if what else int(g[name].sum()) for name in ("random_keys", "false_positives"))
         low, high = metrics.clopper_pearson(hits, tried)
         rate = f"{100 * low:.2g} to {100 * high:.2g}%" if tried else "–"
-        row = [label, model, data][: len(keys)]
+        row = [f"{label}, {what}" if what else label, model, data][: len(keys)]
         row += [f"{g['ber'].mean():.3f}", f"{int(g['detected'].astype(bool).sum())} of {len(g)}"]
         table.rows.append([*row, f"{tried:,}" if tried else "–", f"{hits:,}" if tried else "–", rate, number(alpha)])
         if (g["verdict"] == "FALSE ALARM").any():
@@ -308,12 +313,13 @@ def report(args: argparse.Namespace) -> bool:
             raise UserError(f"--compact gathers all runs: leave {args.filters[0]} out", 2)
         print(compact.compact(runs))
         return True
-    df = variants(chosen := store.selected(store.read_runs(runs), args.filters))
+    everything = variants(chosen := store.selected(store.read_runs(runs), args.filters))
+    df = everything[~everything["knob"].str.startswith("clean/")]  # of controls the host's row stands for all
     agg, out, said = aggregate(df), Path(args.out or args.results), plots.legends(df)
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     paired = pairs.differences(df)
-    first, rest, spent, checks = summary(df, agg), strengths(df, agg, paired), cost.costs(df), controls(df)
-    frames = {"rows": df, "strengths": (every := points(df, agg)), "cost": spent, "pairs": paired}
+    first, rest, spent, checks = summary(df, agg), strengths(df, agg, paired), cost.costs(df), controls(everything)
+    frames = {"rows": everything, "strengths": (every := points(df, agg)), "cost": spent, "pairs": paired}
     frames["summary"] = pd.DataFrame(first.rows, columns=[name for _, name in first.head])
     texts = {f"{name}.csv": content.to_csv(index=False) for name, content in frames.items()}
     prices = cost.table(spent, [*dict.fromkeys(agg["attack_label"])])

@@ -70,8 +70,8 @@ def write_run(
     """`controls`: what the random keys did (bench.controls), None where none were tried. `outputs`: what is measured of
     each suspect's outputs (bench.gallery), where a mark is read from them."""
     more = {} if outputs is None else {"outputs": outputs}
-    made = {"config": config, "env": env, "controls": controls, "rows": [asdict(row) for row in rows], **more}
-    write_json(path, made)
+    blocks = {"config": config, "env": env, "controls": controls, **more}
+    write_json(path, {**blocks, "rows": [asdict(row) for row in rows]})
 
 
 def read_loose(path: str | Path) -> dict[str, Any]:

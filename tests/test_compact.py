@@ -24,7 +24,9 @@ def several() -> list[dict]:
     runs += [run("a", "prune", 1, [point()], config={"verify.more": [1, 1.0, None, {"x": True}], "zz.late": 1e-300})]
     runs[-1]["config"] = dict(reversed(runs[-1]["config"].items()))
     runs[-1]["env"] = {"threads": 2, "device": "cpu"}
-    return runs
+    seen = run("b", "surrogate", 0, [point("host", None)])
+    rows = seen.pop("rows")
+    return [*runs, {**seen, "outputs": [{"knob": "host", "strength": None, "nc": 0.5}], "rows": rows}]
 
 
 def text(runs: list[dict]) -> str:
