@@ -4,7 +4,7 @@ Sec. V), with the losses, architectures and augmentation that decide whether the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class Surrogate(Attack):
     augment: `none`, `flip` (half of the pairs mirrored) or `crop` (pairs shifted by up to 4 pixels, what is empty
     reflected); both pictures of a pair alike, after the service has seen the input. before: what the attacker does to
     the outputs first (bench.outputs): none, jpeg, noise, blur or resize, with `strength`.
-    A snapshot after the last epoch. clean: the judge trains the same surrogates on the unmarked host's outputs, too.
+    A snapshot after the last epoch. clean: those of the surrogates that the judge trains on the unmarked host's outputs
+    as well.
     """
 
     needs = ("outputs",)
@@ -52,7 +53,7 @@ class Surrogate(Attack):
     augment: str
     before: str
     strength: float
-    clean: bool
+    clean: list[str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +67,14 @@ class Surrogate(Attack):
             name, _, loss = item.partition("/")
             spec.choice("attack.surrogates", name, ("same", *self.students))
             spec.choice("attack.surrogates", loss, LOSSES)
+        if strange := [item for item in self.clean if item not in self.surrogates]:
+            raise ConfigError(f"attack.clean={strange[0]}: not one of attack.surrogates")
         if self.vgg is not None and not Path(self.vgg).is_file():
             raise ConfigError(f"attack.vgg={self.vgg}: no such file")
 
     @property
-    def twin(self) -> bool:
-        return self.clean
+    def twin(self) -> Surrogate | None:
+        return replace(self, surrogates=self.clean, clean=[]) if self.clean else None
 
     def skip(self, victim: Victim) -> str | None:
         if networks.gives_pictures(victim.model, victim.task):

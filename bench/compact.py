@@ -1,9 +1,9 @@
 """Run files gathered into one: `python -m bench.report --compact` writes results/runs/runs.parquet.
 
 One record per row, readable by any parquet reader: `file` (the run file's path below the folder), the protocol's
-fields, and `env`, `controls`, `outputs` and every node of the configuration (`config.method`, ...) as JSON text, which repeats and
-so costs next to nothing. `keys` is the order of the nodes and `whole` names the numbers that the run file wrote
-without a fraction, so that a run comes back exactly as it was; one that would not stays a file of its own.
+fields, and `env`, `controls`, `outputs` and every node of the configuration (`config.method`, ...) as JSON text, which
+repeats and so costs next to nothing. `keys` is the order of the nodes and `whole` names the numbers that the run file
+wrote without a fraction, so that a run comes back exactly as it was; one that would not stays a file of its own.
 
 Loose files go on being written and count before the gathered ones. A reader lists them first and opens the parquet
 after that; here the parquet is published first and the loose files are deleted after that: nobody misses a run.

@@ -27,7 +27,7 @@ from bench.experiment import Experiment, commit, device_name, prepare, silent
 from bench.keys import load_key, save_key
 from bench.terminal import Progress, unseen
 from bench.train import Fit
-from bench.types import ConfigError, Key, Row, Snapshot, Task, UserError, Victim
+from bench.types import Attack, ConfigError, Key, Row, Snapshot, Task, UserError, Victim
 from methods import layers
 
 
@@ -172,10 +172,9 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
     outputs = x.method.marks and x.method.access == "outputs"
     if outputs:
         yield from untouched(x, key, utility)
-    yield from attacked_rows(x, victim_model, key, utility, entry["utility"])
-    if outputs and x.attack.twin:
-        # A clean network was stolen in the same way: the same draws, its owner's key none of its business.
-        yield from attacked_rows(x, control.model, key, utility, unmarked["utility"], "clean/")
+    yield from attacked_rows(x, x.attack, victim_model, key, utility, entry["utility"])
+    if outputs and (twin := x.attack.twin):
+        yield from attacked_rows(x, twin, control.model, key, utility, unmarked["utility"], "clean/")
 
 
 def untouched(x: Experiment, key: Key, utility: dict[str, Any]) -> Iterator[Row]:
@@ -187,20 +186,21 @@ def untouched(x: Experiment, key: Key, utility: dict[str, Any]) -> Iterator[Row]
 
 def attacked_rows(
     x: Experiment,
+    attack: Attack,
     model: nn.Module,
     key: Key | None,
     utility: dict[str, Any],
     own: float,
     prefix: str = "",
 ) -> Iterator[Row]:
-    """A row per snapshot of the attack on a model, whose `own` utility is known; knobs begin with `prefix`."""
+    """A row per snapshot of an attack on a model, whose `own` utility is known; knobs begin with `prefix`."""
     robbed = stolen(x, model, key)
-    if reason := out_of_reach(x) or x.attack.skip(robbed):
+    if reason := out_of_reach(x) or attack.skip(robbed):
         yield x.row("none", status="skipped", error=reason, **utility)
         return
-    name = spec.kind(x.attack)
-    fit = Fit(x.train, spec.derive(x.attack.seed, "attack", name, "fit"), may_diverge=True, progress=x.progress)
-    steps = watched(x, x.attack.run(robbed, rng(x.attack.seed, "attack", name), fit))
+    name = spec.kind(attack)
+    fit = Fit(x.train, spec.derive(attack.seed, "attack", name, "fit"), may_diverge=True, progress=x.progress)
+    steps = watched(x, attack.run(robbed, rng(attack.seed, "attack", name), fit))
     seconds = 0.0
     while True:
         started = resources.start(x.device)

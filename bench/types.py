@@ -188,10 +188,6 @@ class Attack:
     # What the attack cannot do without: a configuration that claims to know less is refused.
     needs: ClassVar[tuple[str, ...]] = ("weights",)
     needs_data: ClassVar[bool] = False
-    # Whether the judge makes it on the unmarked host as well where a mark is read from outputs: the control that says
-    # what such a detector finds in a network that is no copy of a marked one.
-    twin: ClassVar[bool] = False
-
     goal: str
     seed: int
     knows: list[str]
@@ -208,6 +204,12 @@ class Attack:
             raise ConfigError(f"attack.knows must list {short[0]}: this attack uses it")
         if self.needs_data and self.data == "none":
             raise ConfigError("this attack trains: it needs attack.data=attacker")
+
+    @property
+    def twin(self) -> Attack | None:
+        """What the judge makes on the unmarked host as well, where a mark is read from outputs: the control that says
+        what such a detector finds in a network that learned from no marked one."""
+        return None
 
     def skip(self, victim: Victim) -> str | None:
         """Why this attack cannot be made on this victim, or None."""

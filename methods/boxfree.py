@@ -298,7 +298,7 @@ class Stages:
             change = self.barrier.change(outputs, marks).float()
             made = (outputs + change).clamp(0, 255)
             stored = made + (made.round() - made).detach()
-            found = self.extractor(torch.cat([stored, images, outputs])).float()
+            found = self.extractor(torch.cat([stored, images[:half], outputs[half:]])).float()
             read, blank = found[: len(images)], found[len(images) :]
             ramp = min(1.0, done / max(1, 0.3 * steps))
             done += 1
