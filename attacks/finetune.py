@@ -11,7 +11,7 @@ import numpy as np
 
 from bench import spec
 from bench.train import Fit, check_tuning, tuning
-from bench.types import Attack, Snapshot, Victim
+from bench.types import Attack, ConfigError, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,14 @@ class Finetune(Attack):
         spec.choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
         check_tuning(self)
         spec.at_least("attack.epochs", self.epochs, 1)
+
+    def skip(self, victim: Victim) -> str | None:
+        try:
+            if self.mode != "ftal":
+                victim.task.head(victim.model)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         model, task, seed = copy.deepcopy(victim.model), victim.task, int(rng.integers(2**62))

@@ -23,12 +23,15 @@ def stretched(marks: Tensor, pictures: Tensor) -> Tensor:
 class Barrier(nn.Module):
     """H of the paper, a U-Net over picture and mark; gives the change it makes, so that it can be a branch.
 
-    Untrained it changes nothing: its head starts at zero. `mark` [1, S, S] is what it hides when it is deployed.
+    Not as there: the mark has a path of its own to the output (`direct`, one weight a colour). Untrained it changes
+    nothing: U-Net and path end in zeros. `mark` [1, S, S] is what it hides when it is deployed.
     """
 
     def __init__(self, width: int, depth: int, size: int):
         super().__init__()
         self.unet = networks.started(networks.Unet(width, depth, more=1))
+        self.direct = nn.Conv2d(1, 3, 1, bias=False)
+        nn.init.zeros_(self.direct.weight)
         self.register_buffer("mark", torch.full((1, size, size), BLANK))
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -36,8 +39,8 @@ class Barrier(nn.Module):
 
     def change(self, pictures: Tensor, marks: Tensor) -> Tensor:
         """What hides marks in pictures, in pixel values, [B, 3, H, W]."""
-        inputs = torch.cat([pictures / 127.5 - 1, 2 * stretched(marks, pictures) - 1], 1)
-        return 127.5 * self.unet.change(inputs)
+        mark = 2 * stretched(marks, pictures) - 1
+        return 127.5 * (self.unet.change(torch.cat([pictures / 127.5 - 1, mark], 1)) + self.direct(mark))
 
 
 class Dilated(nn.Module):

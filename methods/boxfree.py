@@ -27,6 +27,8 @@ from methods.barrier import BLANK, Barrier, Discriminator, Extractor, stretched
 
 SIDE = 32  # of a logo
 CHUNK = 256  # pictures read at once
+UNREAD = 0.25  # squared error of a reading that says nothing
+VISIBLE = 12.0  # grey levels by which a square is lighter or darker before training
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,15 @@ class Boxfree(Method):
     errors on pictures are not independent. The papers' uncentred correlation (nc) calls a blank reading similar.
 
     Stages, epochs of the owner's data each. Initial: barrier, extractor and patch discriminator together; `fidelity`
-    times the squared change (pixels over 255, ramped up over 30%), `gan` times the adversarial loss, squared errors
-    of the reading of marked pictures, twice of inputs' and unmarked outputs', and between pictures that carry the same
-    mark. Adversarial: simulated surrogates (`surrogate`, a conf/model node, each with a message of its own) learn
-    barrier outputs, and the extractor alone is tuned on theirs as well. absorbed: the network then learns the barrier's
-    outputs itself, the extractor frozen, and is released in its place; else it stays behind the barrier, as a service.
+    times the squared change (pixels over 255), as far as the mark is read already; `gan` times the adversarial loss;
+    squared errors of the reading of marked pictures, twice of inputs' and unmarked outputs', and between pictures that
+    carry the same mark. Adversarial: simulated surrogates (`surrogate`, a conf/model node, each with a message of its
+    own) learn barrier outputs, and the extractor alone is tuned on theirs as well. absorbed: the network then learns
+    the barrier's outputs itself, the extractor frozen, and is released in its place; else it stays behind the barrier,
+    as a service.
 
     Not as there: networks and schedule a hundredth (a U-Net of 3 levels, an extractor of 42 k weights), bits, random
-    messages, losses relative to the message's, no perceptual term (0 in the released code too), and the absorbed
+    messages, a start from squares that anybody sees, losses relative to the message's, no perceptual term (0 in the released code too), and the absorbed
     network learns from the barrier, not together with it. Ambiguity is not answered: anybody can train an extractor
     that finds a message of his own in the same pictures.
 
@@ -286,11 +289,13 @@ class Stages:
         judge = Discriminator().to(self.barrier.mark.device) if method.gan else None
         if judge is not None:
             pair.append(judge)
-        steps = method.epochs * max(1, self.task.size(self.task.train) // self.fit.train.batch_size)
-        done = 0
+        # From a barrier that changes nothing the extractor learns to say so, and many runs stay there: begin with
+        # squares that anybody sees.
+        nn.init.constant_(self.barrier.direct.weight, VISIBLE / 127.5)
+        unread = torch.full((), UNREAD, device=self.barrier.mark.device)
 
         def loss(_: nn.Module, batch: Any) -> Tensor:
-            nonlocal done
+            nonlocal unread
             images = self.task.inputs(batch).float()
             outputs = self.unmarked(images)
             half = (len(images) + 1) // 2
@@ -300,11 +305,13 @@ class Stages:
             stored = made + (made.round() - made).detach()
             found = self.extractor(torch.cat([stored, images[:half], outputs[half:]])).float()
             read, blank = found[: len(images)], found[len(images) :]
-            ramp = min(1.0, done / max(1, 0.3 * steps))
-            done += 1
-            total = functional.mse_loss(read, stretched(marks, read)) + 2 * (blank - BLANK).square().mean()
+            error = functional.mse_loss(read, stretched(marks, read))
+            unread = 0.95 * unread + 0.05 * error.detach()
+            total = error + 2 * (blank - BLANK).square().mean()
             total = total + functional.mse_loss(read[: len(images) - half], read[half:])
-            total = total + ramp * method.fidelity * (change / 255).square().mean()
+            # A change that nobody can read yet must not be trained away.
+            due = (1 - unread / UNREAD).clamp(0, 1)
+            total = total + due * method.fidelity * (change / 255).square().mean()
             if judge is not None:
                 told, lost = judge.losses(outputs, made)
                 total = total + told + method.gan * lost

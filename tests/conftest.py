@@ -15,7 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from bench import run
+from bench import run, spec
 from bench.usage import options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,10 @@ def config(*overrides: str) -> DictConfig:
     """A composed configuration, as the command line would make it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides=list(overrides))
+
+
+# Methods that mark any network; one that marks pictures is tried where there are some (tests/test_boxfree.py).
+WHITE_BOX = [m for m in METHODS if spec.target(config(f"method={m}").method, "method").access == "weights"]
 
 
 def tiny(results: Path, method: str, attack: str, *more: str) -> DictConfig:

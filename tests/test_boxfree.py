@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from bench import metrics, outputs, run, spec
-from bench.types import Key
+from attacks.postprocess import Changed
+from bench import branches, metrics, networks, outputs, run, spec, store
+from bench.keys import load_key
+from bench.types import Key, Method, Victim
 from methods import boxfree
 from methods.barrier import BLANK, Barrier, Discriminator, Extractor, stretched
 from tests.conftest import config
@@ -247,3 +250,198 @@ def test_surrogates_losses_fall_towards_the_target(loss):
         assert float(distance(wanted, wanted)) == 0
         again, _ = attack._distance(loss, 5, wanted)
         assert float(again(wanted + 3, wanted)) == float(distance(wanted + 3, wanted))
+
+
+# What the judge does with them: a real mark, small and crude
+
+
+TINY = (
+    *("method=boxfree", "task.sigma=5", "train.batch_size=9", "verify.alpha=1e-4", "verify.keys=200"),
+    *("method.n_bits=16", "method.width=8", "method.depth=2", "method.fidelity=10", "method.lr=0.01"),
+    *("method.epochs=70", "method.surrogate.width=8", "method.surrogate.depth=2", "method.surrogate_epochs=20"),
+    *("method.tune_epochs=10", "method.absorb_epochs=40"),
+)
+QUICK = (
+    *("attack=surrogate", "attack.surrogates=[same/l2,plain/l1]", "attack.epochs=100", "attack.lr=0.01"),
+    *("attack.students.plain.width=8", "attack.students.plain.depth=3"),
+)
+
+
+def crude(results, folder, *more):  # noqa: F811
+    return config(*words(folder), *TINY, f"results_dir={results}", *more)
+
+
+@pytest.fixture
+def marked(results, folder):  # noqa: F811
+    x = run.prepare(crude(results, folder, "attack=none"))
+    entry = run.mark(x)
+    model, key = run.victim(x, entry)
+    return x, entry, model, key
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_the_mark_is_read_from_outputs_and_from_nothing_clean(marked):
+    x, entry, model, key = marked
+    assert entry["ber"] == 0
+    assert run.judge(x, model, key)[2]
+    host = run.load_weights(run.skeleton(x), run.host(x).path)
+    plain = run.load_weights(run.fresh(x), run.host(x).path)
+    assert torch.equal(x.task.answers(host), x.task.answers(plain))
+    assert not run.judge(x, host, key)[2]
+    rows = list(run.untouched(x, key, {}))
+    assert [row.knob for row in rows] == ["clean/inputs", "clean/truth"]
+    assert not any(row.detected for row in rows)
+    assert rows[1].utility == 100
+    assert {metrics.verdict(vars(row), "removal", 1.0) for row in rows} == {"control"}
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_a_flipped_bit_at_the_barrier_is_read_as_flipped(marked):
+    """BOXFREE's second trap: an extractor that has learned one mark by heart reads it whatever is there."""
+    x, _, model, key = marked
+    swapped = copy.deepcopy(model)
+    for place in (0, 7, 15):
+        mark = branches.branch(swapped).mark
+        mark.view(-1)[place] = 1 - mark.view(-1)[place]
+        read = x.method.extract(swapped, key, x.task) > 0.5
+        assert int((read != key.message).sum()) == 1
+        assert bool(read[place] != key.message[place])
+        mark.view(-1)[place] = 1 - mark.view(-1)[place]
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_surrogates_rows_controls_and_figure(results, folder, tmp_path):  # noqa: F811
+    cfg = crude(results, folder, *QUICK, "method.adversarial=false")
+    first = run.run(cfg)
+    knobs = [row.knob for row in first.rows]
+    assert knobs == ["host", "none", "clean/inputs", "clean/truth", "same/l2", "plain/l1", "clean/same/l2"]
+    by = {row.knob: row for row in first.rows}
+    assert by["same/l2"].detected
+    assert not any(row.detected for row in first.rows if metrics.is_control(row.knob))
+    assert by["same/l2"].utility < by["none"].utility + 1
+    assert first.controls["random_keys"] == 200
+    assert first.controls["false_positives"] == 0
+    assert [line["knob"] for line in first.outputs] == [k for k in knobs if k not in ("clean/inputs", "clean/truth")]
+    assert first.outputs[0]["psnr_to_unmarked"] == 100
+    assert 30 < first.outputs[1]["psnr_to_unmarked"] < 60
+    with Image.open(first.figure) as image:
+        assert image.size[0] > 800
+        assert len(set(image.convert("L").getdata())) > 50
+    assert store.read_run(first.path)["outputs"] == first.outputs
+    again = run.run(cfg)
+    assert (again.status, again.outputs, again.figure) == ("cached", first.outputs, first.figure)
+    forced = run.run(crude(results, folder, *QUICK, "method.adversarial=false", "force=true"))
+    assert [row.ber for row in forced.rows] == [row.ber for row in first.rows]
+    assert [row.utility for row in forced.rows] == [row.utility for row in first.rows]
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_a_service_keeps_its_weights_and_an_absorbed_model_shows_them(results, folder):  # noqa: F811
+    closed = run.run(crude(results, folder, "attack=prune"))
+    assert (closed.status, closed.rows[-1].status) == ("skipped", "skipped")
+    assert "needs the weights, and boxfree's victim is a service" in closed.message
+    x = run.prepare(crude(results, folder, "attack=prune", "method.absorbed=true", "attack.ratios=[0.0,0.99]"))
+    assert branches.branch(run.skeleton(x)) is None
+    rows = {(row.knob, row.strength): row for row in run.run(x.cfg).rows}
+    assert rows["none", None].detected
+    assert rows["ratio", 0.0].ber == rows["none", None].ber == 0
+    assert not rows["ratio", 0.99].detected
+    assert not rows["host", None].detected
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_what_all_outputs_share_can_be_taken_from_them(results, folder):  # noqa: F811
+    more = ("attack=residual", "attack.pairs=[8,400]", "attack.highpass=[400]")
+    rows = run.run(crude(results, folder, *more)).rows
+    made = [row for row in rows if row.knob in ("pairs", "highpass")]
+    assert [row.strength for row in made] == [8, 400, 400]
+    assert all(row.status == "ok" for row in made)
+    changed = run.run(crude(results, folder, "attack=postprocess", "attack.noise=[0]", "attack.brightness=[-255]")).rows
+    by = {(row.knob, row.strength): row for row in changed}
+    assert by["noise", 0].ber == by["none", None].ber
+    assert by["noise", 0].utility == by["none", None].utility
+    assert not by["brightness", -255].detected
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+def test_a_logo_is_one_bit_with_a_null_of_its_own(results, folder):  # noqa: F811
+    cfg = crude(results, folder, "method.payload=image", "attack=none", "verify.keys=50", "method.adversarial=false")
+    first = run.run(cfg)
+    host, victim, *clean = first.rows
+    assert (host.n_bits, victim.n_bits) == (1, 1)
+    assert victim.detected
+    assert victim.ber == 0
+    assert not any(row.detected for row in (host, *clean))
+    assert first.controls["false_positives"] == 0
+    x = run.prepare(cfg)
+    key = load_key(run.mark(x).path / "key.safetensors")
+    assert key.secret["null"][2] == x.task.view("owner").size("validation")
+
+
+# What needs no training
+
+
+def test_a_trace_that_is_the_same_everywhere_is_subtracted_exactly(folder, results):  # noqa: F811
+    attack = spec.build(config("task=restoration", "attack=residual", "attack.pairs=[8]").attack, "attack")
+    x = run.prepare(crude(results, folder, "attack=residual", "task.sigma=0"))
+    trace = torch.zeros(3, 16, 16)
+    trace[:, 4:8, 4:8] = 9
+
+    class Marked(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.input_mean = model, model.input_mean
+
+        def forward(self, images):
+            return self.model(images) + trace
+
+    clean = run.fresh(x)  # what it takes, it gives; nothing is degraded
+    victim = Victim(Marked(clean), x.method, x.task.view("attacker"))
+    snapshot = next(attack.run(victim, np.random.default_rng(0), None))
+    images = torch.randint(20, 230, (4, 3, 16, 16)).float()
+    # Pixels near white saturate: what they show of the trace is less.
+    assert (snapshot.model(images) - clean(images)).abs().mean() < 1
+    assert (victim.model(images) - clean(images)).abs().mean() > 0.5
+
+
+@pytest.mark.parametrize("attack", ["postprocess", "residual"])
+def test_no_change_of_outputs_touches_what_is_read_from_weights(folder, results, attack):  # noqa: F811
+    x = run.prepare(config(*words(folder), "method=uchida", f"attack={attack}", f"results_dir={results}"))
+    victim = Victim(run.fresh(x), x.method, x.task.view("attacker"))
+    assert x.attack.skip(victim) == "the mark is read from weights, which no change of outputs touches"
+
+
+def test_attacks_on_outputs_state_that_they_need_no_weights():
+    for name in ("surrogate", "postprocess", "residual", "distill"):
+        attack = spec.build(config("task=restoration", f"attack={name}").attack, "attack")
+        assert attack.needs == ("outputs",)
+        assert attack.knows == ["outputs"]
+    twin = spec.build(config("task=restoration", "attack=surrogate").attack, "attack").twin
+    assert twin.surrogates == ["same/l2"]
+    assert twin.twin is None
+
+
+def test_every_method_says_what_it_reads_and_is_released():
+    assert Method.access == "weights"
+    assert Method().released
+    assert method("method.absorbed=true").released
+    assert not method().released
+    model = Changed(networks.build(spec.build(config("task=restoration").model, "model"), 0), lambda x: x + 1)
+    images = torch.randint(0, 200, (2, 3, 32, 32)).float()
+    with torch.no_grad():
+        assert torch.equal(model(images), images + 1)
+
+
+def test_a_clean_surrogate_that_verifies_fails_the_run():
+    row = {"status": "ok", "knob": "clean/same/l2", "detected": True, "claim_detected": None}
+    assert metrics.verdict(row, "removal", 1.0) == "FALSE ALARM"
+    assert metrics.verdict({**row, "detected": False}, "removal", 1.0) == "control"
+    assert metrics.is_control("host")
+    assert not metrics.is_control("none")
+    assert not metrics.is_control("cleaning")

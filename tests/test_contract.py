@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from bench import controls, metrics, models, report, run, store
 from bench.train import Fit
 from bench.types import Method, Victim
-from tests.conftest import ATTACKS, METHODS, tiny
+from tests.conftest import ATTACKS, WHITE_BOX, tiny
 
-MARKING = [m for m in METHODS if m != "none"]
+MARKING = [m for m in WHITE_BOX if m != "none"]
 COMPLETE = (pytest.mark.slow, pytest.mark.quick)  # what the default run leaves to CI
 
 
@@ -72,11 +72,11 @@ def test_random_keys_match_half_the_bits(marked, method):
 
 @pytest.mark.parametrize("method", MARKING)
 def test_trials_are_what_keygen_and_extract_give_one_by_one(marked, method):
-    x, model, _ = marked(method)
+    x, model, own = marked(method)
     other = run.skeleton(x, "stranger")
     one, many = np.random.default_rng(11), np.random.default_rng(11)
     count = 0
-    for key, soft in x.method.trials(model, other, many, 5, x.task):
+    for key, soft in x.method.trials(model, own, other, many, 5, x.task):
         alone = x.method.keygen(other, one)
         assert torch.equal(key.message, alone.message)
         assert key.secret.keys() == alone.secret.keys()
@@ -86,7 +86,7 @@ def test_trials_are_what_keygen_and_extract_give_one_by_one(marked, method):
     assert count == 5
 
 
-@pytest.mark.parametrize(("method", "attack"), pairs(METHODS))
+@pytest.mark.parametrize(("method", "attack"), pairs(WHITE_BOX))
 def test_pairs_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack):
     cfg = tiny(results, method, attack)
     first = run.run(cfg)
@@ -166,7 +166,7 @@ def test_attackers_are_handed_no_more_than_they_state(monkeypatch, results, atta
         victim.task.view("judge")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHITE_BOX)
 def test_owners_never_draw_from_the_attackers_data_or_the_test_set(monkeypatch, tmp_path, method):
     from bench.tasks.classification import ClassificationTask
 

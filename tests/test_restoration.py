@@ -20,15 +20,15 @@ from bench.cache import Cache
 from bench.command import command as repeating
 from bench.tasks.restoration import UNIT, Restoration, RestorationTask
 from bench.types import ConfigError
-from tests.conftest import ATTACKS, METHODS, SMALL, command, config
+from tests.conftest import ATTACKS, SMALL, WHITE_BOX, command, config
 from tests.test_contract import facts
 
 CPU = torch.device("cpu")
 SIZES = [(48, 64), (50, 37), (64, 48), (40, 40), (33, 70), (48, 48), (64, 64), (35, 51), (48, 50), (70, 33), (40, 60)]
-MARKING = [m for m in METHODS if m != "none"]
+MARKING = [m for m in WHITE_BOX if m != "none"]
 # Each attack once, the methods in turn; the slow test has all pairs.
 OTHERS = ("task=classification", "model=resnet18", "model=unet", "data=digits", "data=skimage")
-PAIRS = [(METHODS[i % len(METHODS)], attack) for i, attack in enumerate(ATTACKS)]
+PAIRS = [(WHITE_BOX[i % len(WHITE_BOX)], attack) for i, attack in enumerate(ATTACKS)]
 
 
 def picture(number: int, size: tuple[int, int]) -> Image.Image:
@@ -417,7 +417,7 @@ def check(outcome: run.Outcome) -> None:
 @pytest.mark.slow
 @pytest.mark.quick
 @pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHITE_BOX)
 def test_every_pair_runs_or_says_why_not(results, folder, method, attack):
     check(run.run(small(results, folder, method, attack, "verify.keys=50")))
 
