@@ -39,6 +39,8 @@ class Overwrite(Attack):
         spec.at_least("attack.epochs", self.epochs, 1)
 
     def skip(self, victim: Victim) -> str | None:
+        if victim.method.access == "outputs":
+            return "the method trains its mark by a schedule of its own, which no grid of rates and factors varies"
         return None if victim.method.marks else "the method embeds nothing that could be overwritten"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:

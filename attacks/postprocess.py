@@ -36,9 +36,7 @@ class Postprocess(Attack):
                 outputs.check(f"attack.{kind}", kind, strength)
 
     def skip(self, victim: Victim) -> str | None:
-        if victim.method.marks and victim.method.access == "weights":
-            return "the mark is read from weights, which no change of outputs touches"
-        return not_pictures(victim)
+        return untouchable(victim)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         seed = int(rng.integers(2**62))
@@ -46,6 +44,13 @@ class Postprocess(Attack):
             for strength in getattr(self, kind):
                 change = partial(outputs.processed, kind=kind, strength=strength, seed=seed)
                 yield Snapshot(kind, strength, Changed(victim.model, change))
+
+
+def untouchable(victim: Victim) -> str | None:
+    """Why there is nothing to gain from a victim's outputs, or None."""
+    if victim.method.marks and victim.method.access == "weights":
+        return "the mark is read from weights, which no change of outputs touches"
+    return None if victim.task.gives == "pictures" else "the victim gives no pictures"
 
 
 class Changed(nn.Module):
@@ -57,10 +62,3 @@ class Changed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.change(seen(self.model(images)))
-
-
-def not_pictures(victim: Victim) -> str | None:
-    """Why there is nothing to do to a victim's outputs, or None."""
-    from bench.networks import gives_pictures
-
-    return None if gives_pictures(victim.model, victim.task) else "the victim gives no pictures"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.postprocess import Changed, not_pictures
+from attacks.postprocess import Changed, untouchable
 from bench import spec
 from bench.pictures import seen
 from bench.train import Fit
@@ -39,9 +39,7 @@ class Residual(Attack):
                 spec.increasing(f"attack.{name}", getattr(self, name), 1, 10**9)
 
     def skip(self, victim: Victim) -> str | None:
-        if victim.method.marks and victim.method.access == "weights":
-            return "the mark is read from weights, which no change of outputs touches"
-        return not_pictures(victim)
+        return untouchable(victim)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         seed = int(rng.integers(2**62))

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import networks, outputs, spec
+from bench import outputs, spec
 from bench.pictures import seen
 from bench.train import Fit, check_tuning
-from bench.types import Attack, ConfigError, Snapshot, Victim
+from bench.types import Attack, ConfigError, Snapshot, Task, Victim
 from methods.barrier import Discriminator
 
 LOSSES = ("l2", "l1", "gan", "perceptual")
 SHIFT = 4  # pixels that a crop moves a picture at most
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what VGG-16 takes: mean and deviation by channel
 LAYERS = (3, 8)  # of VGG-16's features: relu1_2 and relu2_2 (Johnson et al. 2016)
 
 
@@ -76,40 +77,42 @@ class Surrogate(Attack):
     def twin(self) -> Surrogate | None:
         return replace(self, surrogates=self.clean, clean=[]) if self.clean else None
 
+    def fits(self, task: Task) -> None:
+        if task.gives == "pictures":
+            names = {item.partition("/")[0] for item in self.surrogates} - {"same"}
+            for name in sorted(names):
+                self._student(task, name, 0)
+            if any(item.endswith("/perceptual") for item in self.surrogates):
+                self._features(0)
+
     def skip(self, victim: Victim) -> str | None:
-        if networks.gives_pictures(victim.model, victim.task):
-            return None
-        return "the victim gives no pictures: attack=distill"
+        return None if victim.task.gives == "pictures" else "the victim gives no pictures: attack=distill"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         task, seed = victim.task, int(rng.integers(2**62))
-        students = {}
-        # All first: one that cannot be built should not cost the others' training.
-        for item in self.surrogates:
-            name = item.partition("/")[0]
-            students[item] = (
-                victim.fresh(seed)
-                if name == "same"
-                else task.build(spec.build(self.students[name], f"attack.students.{name}"), seed)
-            )
 
         def target(images: Tensor) -> Tensor:
             with torch.no_grad():
                 given = seen(victim.model(images))
-            return outputs.processed(given, self.before, self.strength, seed)
+            return outputs.processed(given, self.before, self.strength, None)
 
         schedule = {name: getattr(self, name) for name in ("optimizer", "lr", "weight_decay", "epochs")}
-        for item, student in students.items():
-            distance, more = self._distance(item.partition("/")[2], seed, task.example())
+        for item in self.surrogates:
+            name, _, distance = item.partition("/")
+            model = victim.fresh(seed) if name == "same" else self._student(task, name, seed)
+            distance, more = self._distance(distance, seed, task.example())
 
             def loss(both: nn.ModuleList, batch: Any, distance: Any = distance) -> Tensor:
                 images = task.inputs(batch).float()
                 images, wanted = self._augmented(images, target(images))
                 return distance(both[0](images).float(), wanted)
 
-            fit(nn.ModuleList([student, *more]), task, loss=loss, **schedule)
+            fit(nn.ModuleList([model, *more]), task, loss=loss, **schedule)
             suffix = "" if self.augment == "none" else f"/{self.augment}"
-            yield Snapshot(f"{item}{suffix}", self.epochs, student)
+            yield Snapshot(f"{item}{suffix}", self.epochs, model)
+
+    def _student(self, task: Task, name: str, seed: int) -> nn.Module:
+        return task.build(spec.build(self.students[name], f"attack.students.{name}"), seed)
 
     def _augmented(self, images: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs [B, 3, H, W] each, changed alike."""
@@ -139,10 +142,11 @@ class Surrogate(Attack):
 
             return adversarial, [judge]
         features = self._features(seed).to(example.device)
+        mean, deviation = (torch.tensor(x, device=example.device).view(3, 1, 1) for x in IMAGENET)
 
         def perceptual(made: Tensor, wanted: Tensor) -> Tensor:
             total = functional.mse_loss(made / 255, wanted / 255)
-            x, y = made / 255, wanted / 255
+            x, y = ((pictures / 255 - mean) / deviation for pictures in (made, wanted))
             for i, layer in enumerate(features):
                 x, y = layer(x), layer(y)
                 if i in LAYERS:
@@ -153,13 +157,17 @@ class Surrogate(Attack):
 
     def _features(self, seed: int) -> nn.Sequential:
         import torchvision
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             features = torchvision.models.vgg16(weights=None).features[: LAYERS[-1] + 1]
         if self.vgg is not None:
-            state = {k.removeprefix("features."): x for k, x in load_file(self.vgg).items()}
+            try:
+                state = {k.removeprefix("features."): x for k, x in load_file(self.vgg).items()}
+            except (SafetensorError, OSError) as error:
+                raise ConfigError(f"attack.vgg={self.vgg} is no safetensors file: {error}") from error
             own = features.state_dict()
             if gone := [k for k in own if k not in state or state[k].shape != own[k].shape]:
                 raise ConfigError(f"attack.vgg={self.vgg} is no VGG-16 of torchvision's: it lacks features.{gone[0]}")

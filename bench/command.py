@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -36,7 +36,11 @@ def _choice(group: str, name: str, task: str) -> dict[str, Any]:
             ((key, chosen),) = item.items()
             other, _, at = key.partition("@")
             if not key.startswith("override "):
-                node[at] = None if chosen is None else _choice(other.strip("/"), chosen.replace("${task}", task), task)
+                *outer, last = at.split(".")
+                place = reduce(lambda inner, name: inner.setdefault(name, {}), outer, node)
+                place[last] = (
+                    None if chosen is None else _choice(other.strip("/"), chosen.replace("${task}", task), task)
+                )
     return node
 
 
@@ -96,7 +100,8 @@ def _differences(node: dict[str, Any], chosen: dict[str, Any], at: str, config: 
             continue
         if isinstance(value, dict) and (group := _group(value, _task(config))):
             same = isinstance(chosen.get(key), dict) and chosen[key].get("_target_") == value["_target_"]
-            yield from _words(group, value, f"{at}.{key}", config, chosen[key] if same else None)
+            words = _words(group, value, f"{at}.{key}", config, chosen[key] if same else None)
+            yield from words if key in chosen else [f"+{words[0]}", *words[1:]]
         elif isinstance(value, dict) and isinstance(chosen.get(key), dict):
             yield from _differences(value, chosen[key], f"{at}.{key}", config)
         else:

@@ -27,13 +27,16 @@ def random_keys(
 
     `victim` gives the marked network and its key, `other` the strangers' network: same architecture, other weights.
     Returns {random_keys, false_positives, mean_ber, least_log10_p}: how many were tried and verified, what they read.
-    None for a method without a mark, or no keys. Verification is the judge's, with every check the method prescribes.
+    None for a method without a mark, or without keys to draw, or no keys.
+    Verification is the judge's, with every check the method prescribes.
     Measured once for each mark, whatever attacks follow; alpha is applied afterwards.
     """
     if not x.method.marks or not x.verify.keys:
         return None
     identity = {**x.mark_identity, "keys": x.verify.keys, "control": VERSION}
     tried = cache.cached(x.cache, "control", identity, lambda _: _tried(x, *victim(), other()), x.say)
+    if not tried["ber"]:
+        return None
     passed = [metrics.is_detected(p, x.verify.alpha) for p in tried["log10_p"]]
     hits = sum(ok and accepted for ok, accepted in zip(passed, tried["accepts"], strict=True))
     found = {"random_keys": len(passed), "false_positives": hits}

@@ -132,6 +132,8 @@ class Experiment:
             attack["transfer"] = self.other.identity  # by content, not by place
         if attack.get("student"):
             attack["student"] = spec.build(attack["student"], "attack.student").identity()
+        if attack.get("vgg"):
+            attack["vgg"] = sha256(Path(attack["vgg"]))
         if attack.get("students"):
             attack["students"] = {
                 name: spec.build(node, f"attack.students.{name}").identity()
@@ -186,6 +188,7 @@ def prepare(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Prog
         if not isinstance(transfer, dict):
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")
         other = opened.transfer(transfer)
+    node["attack"].fits(opened)
     heard = {"say": say, "progress": progress}
     return Experiment(cfg=cfg, options=options, task=opened, other=other, device=device, **heard, **node)
 

@@ -5,13 +5,14 @@ For methods whose `access` is `outputs`, which have `read` and `readings` beside
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bench import spec
 from bench.pictures import seen
 from bench.tables import Table
 from bench.tasks.restoration import similarity
@@ -59,8 +60,7 @@ class Gallery:
         answers = x.task.answers(model)
         maps, outputs = x.method.read(answers, key), answers.cpu()
         if self.unmarked is None:
-            # An untrained restorer gives what it takes.
-            self.inputs, self.unmarked = x.task.answers(x.task.build(x.model, 0)).cpu(), outputs
+            self.inputs, self.unmarked = x.task.answers(identity(x)).cpu(), outputs
         pair = self.unmarked.to(torch.uint8), outputs.to(torch.uint8)
         alike = {f"{name}_to_unmarked": similarity(*pair, name) for name in ("psnr", "ssim")}
         self.numbers.append({"knob": knob, "strength": strength, **alike, **x.method.readings(maps, key)})
@@ -100,6 +100,16 @@ class Gallery:
                 label.set_y(0.0)
             fig.suptitle(title, fontsize=10, fontweight="bold")
             return save(fig, stem, ["png"])[0]
+
+
+def path(x: Experiment) -> Path:
+    """Where a run's pictures are, without the ending."""
+    return x.results / "figures" / f"{spec.kind(x.method)}_{spec.kind(x.attack)}_{x.hashes()[0]}"
+
+
+def identity(x: Experiment) -> nn.Module:
+    """A network that gives what it takes: an untrained restorer."""
+    return x.task.build(replace(x.model, checkpoint=None), 0)
 
 
 def table(numbers: list[dict[str, Any]], seed: int) -> Table:

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from bench import branches, cache, run, spec
+from bench import branches, cache, run, spec, threat
 from bench.experiment import Experiment
 from bench.train import Fit
 from bench.types import ConfigError, Key, Snapshot, UserError
@@ -38,7 +38,7 @@ def fine_tuned(cfg: DictConfig) -> dict[str, float]:
         raise ConfigError(f"attack={spec.kind(x.attack)}: components are compared after attack=finetune")
 
     def change(model: nn.Module, key: Key | None) -> dict[str, float]:
-        attacker = run.stolen(x, model, key)
+        attacker = threat.stolen(x, model, key)
         task = attacker.other or attacker.task
         fit = Fit(x.train, spec.derive(x.attack.seed, "attack", "finetune", "fit"), may_diverge=True)
         steps = x.attack.run(attacker, run.rng(x.attack.seed, "attack", "finetune"), fit)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench import models, spec
 from bench.cache import sha256
-from bench.types import ConfigError, Task
+from bench.types import ConfigError
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,6 @@ def started(net: nn.Module) -> nn.Module:
                 nn.init.zeros_(layer.bias)
     nn.init.zeros_(net.head.weight)
     return net
-
-
-def gives_pictures(net: nn.Module, task: Task) -> bool:
-    """Whether a task's network gives what it takes: pictures, of the same shape."""
-    images = task.example()
-    with torch.inference_mode():
-        return net(images).shape == images.shape
 
 
 def _in_pixels(net: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:

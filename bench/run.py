@@ -22,12 +22,12 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import bench
-from bench import branches, cache, controls, gallery, loggers, metrics, resources, spec, store
+from bench import branches, cache, controls, gallery, loggers, metrics, resources, spec, store, threat
 from bench.experiment import Experiment, commit, device_name, prepare, silent
 from bench.keys import load_key, save_key
 from bench.terminal import Progress, unseen
 from bench.train import Fit
-from bench.types import Attack, ConfigError, Key, Row, Snapshot, Task, UserError, Victim
+from bench.types import Attack, ConfigError, Key, Row, Snapshot, Task, UserError
 from methods import layers
 
 
@@ -64,7 +64,7 @@ def mark(x: Experiment) -> cache.Entry:
     if entry["ber"] > 0:
         x.say(
             f"warning: the embedding is incomplete: {round(entry['ber'] * entry['n_bits'], 1):g} of "
-            f"{entry['n_bits']} bits are wrong; raise train.epochs or the method's strength"
+            f"{entry['n_bits']} bits are wrong; raise the epochs or the method's strength"
         )
     return entry
 
@@ -79,7 +79,7 @@ def _mark(x: Experiment) -> cache.Entry:
         key = x.method.keygen(model, rng(x.seed, "owner", "key"))
         if not scratch:
             load_weights(model, host(x).path)
-        where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where)
+        where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where) or "its outputs"
         x.say(f"mark: embedding {spec.kind(x.method)}, {key.n_bits} bits in {where}")
         fit = owner_fit(x, "mark")
         model, measured = make(x, folder, lambda: x.method.embed(model, key, x.task.view("owner"), fit))
@@ -141,20 +141,6 @@ def victim(x: Experiment, entry: cache.Entry) -> tuple[nn.Module, Key | None]:
     return load_weights(skeleton(x), entry.path), key
 
 
-def stolen(x: Experiment, model: nn.Module, key: Key | None) -> Victim:
-    """What the attacker of a configuration is handed of `victim`, and nothing beyond what it `knows`."""
-    privileged = {"layer", "key"} & set(x.attack.knows)
-    return Victim(
-        model,
-        x.method,
-        x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
-        other=x.other.view("attacker") if x.other else None,
-        fresh=lambda seed: x.task.build(x.model, seed),
-        where=key.where if key and privileged else None,
-        key=key if "key" in x.attack.knows else None,
-    )
-
-
 def attack_rows(x: Experiment) -> Iterator[Row]:
     """The controls (host under the owner's key, and for a mark in outputs the inputs and what they should become), the
     victim, then one row per snapshot of the attack; at last, where an attack has a `twin`, the same on the host.
@@ -179,7 +165,7 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
 
 def untouched(x: Experiment, key: Key, utility: dict[str, Any]) -> Iterator[Row]:
     """Controls of a mark in pictures: the inputs, and the pictures they should become, as if a network gave them."""
-    identity = fresh(x)  # an untrained restorer gives what it takes
+    identity = gallery.identity(x)
     for name, task in (("inputs", x.task), ("truth", x.task.undegraded())):
         yield measure(replace(x, task=task, gallery=None), Snapshot(f"clean/{name}", None, identity), key, utility)
 
@@ -194,8 +180,8 @@ def attacked_rows(
     prefix: str = "",
 ) -> Iterator[Row]:
     """A row per snapshot of an attack on a model, whose `own` utility is known; knobs begin with `prefix`."""
-    robbed = stolen(x, model, key)
-    if reason := out_of_reach(x) or attack.skip(robbed):
+    robbed = threat.stolen(x, model, key)
+    if reason := threat.out_of_reach(x) or attack.skip(robbed):
         yield x.row("none", status="skipped", error=reason, **utility)
         return
     name = spec.kind(attack)
@@ -212,19 +198,11 @@ def attacked_rows(
             yield x.row(snapshot.knob, strength=snapshot.strength, status="skipped", error=snapshot.skipped, **utility)
             continue
         seconds = round(took + (seconds if snapshot.continues else 0.0), 3)
-        known = {"utility": own} if snapshot.model is model else {}
+        known = {"utility": own} if snapshot.model is robbed.model else {}
         snapshot = replace(snapshot, knob=f"{prefix}{snapshot.knob}")
         row = measure(x, snapshot, key, {**utility, **known, "seconds": seconds, "peak_mb": peak})
         x.say(f"  {snapshot.knob} {'' if snapshot.strength is None else f'{snapshot.strength:g}'}: {_brief(row)}")
         yield row
-
-
-def out_of_reach(x: Experiment) -> str:
-    """Why an attack that opens the network cannot be made on a victim that is not released, or an empty string."""
-    if x.method.released or "weights" not in x.attack.needs:
-        return ""
-    service = f"{spec.kind(x.method)}'s victim is a service: method.absorbed=true releases it"
-    return f"n/a: the attack needs the weights, and {service}"
 
 
 def watched(x: Experiment, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:
@@ -322,15 +300,10 @@ def attacked(x: Experiment, path: Path) -> tuple[list[Row], dict[str, Any] | Non
             rows.append(x.row("none", status="failed", error=" ".join(line.split())))
             write(x, path, None, rows)
         raise
-    if x.gallery:
-        x.gallery.draw(figure(x), f"{spec.kind(x.method)}, {spec.kind(x.attack)}: {x.data.name}, seed {x.seed}")
     write(x, path, found, rows)
+    if x.gallery:
+        x.gallery.draw(gallery.path(x), f"{spec.kind(x.method)}, {spec.kind(x.attack)}: {x.data.name}, seed {x.seed}")
     return rows, found
-
-
-def figure(x: Experiment) -> Path:
-    """Where a run's pictures are, without the ending."""
-    return x.results / "figures" / f"{spec.kind(x.method)}_{spec.kind(x.attack)}_{x.hashes()[0]}"
 
 
 def about(x: Experiment) -> loggers.About:
@@ -363,7 +336,7 @@ def concluded(
     else:
         code, message = 0, skip_reason(rows)
         status = "skipped" if message else status
-    drawn = figure(x).with_suffix(".png")
+    drawn = gallery.path(x).with_suffix(".png")
     shown = outputs, drawn if outputs and drawn.is_file() else None
     return Outcome(status, rows, path, message, code, x.method.boundary, found, *shown)
 

@@ -89,6 +89,7 @@ class Task(Protocol):
     """Data splits, loss and utility of what the model does; methods and attacks see nothing else of it."""
 
     name: str
+    gives: str  # what its networks give: classes or pictures
     utility_name: str
     train: str
     identity: dict[str, Any]
@@ -210,6 +211,9 @@ class Attack:
         """What the judge makes on the unmarked host as well, where a mark is read from outputs: the control that says
         what such a detector finds in a network that learned from no marked one."""
         return None
+
+    def fits(self, task: Task) -> None:
+        """Raises ConfigError for options that cannot be on this task, before anything is trained."""
 
     def skip(self, victim: Victim) -> str | None:
         """Why this attack cannot be made on this victim, or None."""

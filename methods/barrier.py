@@ -59,7 +59,7 @@ class Dilated(nn.Module):
 class Extractor(nn.Module):
     """E of the paper, smaller: three convolutions, three residual blocks at half size (dilation 2, 4, 1), 42 k weights.
 
-    Pictures [B, 3, H, W] in 0..255 to what is hidden in them, [B, 1, H, W] about [0, 1]; it starts at 0.5, none.
+    Pictures [B, 3, H, W] in 0..255 to what is hidden in them, [B, 1, H, W] about [0, 1]; it starts around 0.5.
     """
 
     def __init__(self, width: int = 12):

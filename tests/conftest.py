@@ -44,6 +44,7 @@ SMALL = {
     "k": "128",
 }
 METHODS, ATTACKS = options("method"), options("attack")
+ON_PICTURES = ("surrogate", "postprocess", "residual")  # attacks that need a network which gives some
 
 
 def config(*overrides: str) -> DictConfig:

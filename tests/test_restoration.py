@@ -303,7 +303,7 @@ def test_a_folder_of_test_pictures_is_the_test_set(tmp_path):
 
 def test_the_task_brings_its_data_model_schedule_and_limit_and_explicit_choices_win():
     cfg = config("task=restoration")
-    assert (cfg.data.label, cfg.model.name, cfg.train.batch_size, cfg.verify.max_damage) == ("skimage", "unet", 32, 1.0)
+    assert (cfg.data.label, cfg.model.name, cfg.train.batch_size, cfg.verify.max_damage) == ("skimage", "unet", 16, 1.0)
     own = config("task=restoration", "data=digits", "model=dncnn", "train=default", "verify.max_damage=3")
     assert (own.data.label, own.model.name, own.train.batch_size, own.verify.max_damage) == ("digits", "dncnn", 64, 3.0)
     assert config("task=restoration", "task.metric=ssim").verify.max_damage == 0.02

@@ -54,6 +54,7 @@ class ClassificationTask:
     say: Callable[[str], None]
     role: str = "judge"
 
+    gives = "classes"
     utility_name = "top1"
 
     @property

@@ -110,6 +110,8 @@ class RestorationTask:
     device: torch.device
     role: str = "judge"
 
+    gives = "pictures"
+
     @property
     def name(self) -> str:
         """The data set's, as tables print it."""

@@ -1,0 +1,50 @@
+"""What an attacker is handed of a victim: what its configuration says that it knows, and nothing beyond."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bench import spec
+from bench.experiment import Experiment
+from bench.pictures import seen
+from bench.types import Key, Victim
+
+
+class Service(nn.Module):
+    """A network behind its outputs: pictures rounded to 8 bits, no weights, buffers, modules or gradients."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.register_buffer("input_mean", model.input_mean.clone())  # where it is called, as of any network here
+
+        def ask(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return seen(model(images))
+
+        self.ask = ask  # a closure: as an attribute the network would be a part of this one
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.ask(images)
+
+
+def stolen(x: Experiment, model: nn.Module, key: Key | None) -> Victim:
+    """What the attacker of a configuration is handed of `victim`, and nothing beyond what it `knows`."""
+    privileged = {"layer", "key"} & set(x.attack.knows)
+    return Victim(
+        model if x.method.released else Service(model),
+        x.method,
+        x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
+        other=x.other.view("attacker") if x.other else None,
+        fresh=lambda seed: x.task.build(x.model, seed),
+        where=key.where if key and privileged else None,
+        key=key if "key" in x.attack.knows else None,
+    )
+
+
+def out_of_reach(x: Experiment) -> str:
+    """Why an attack that opens the network cannot be made on a victim that is not released, or an empty string."""
+    if x.method.released or "weights" not in x.attack.needs:
+        return ""
+    service = f"{spec.kind(x.method)}'s victim is a service: method.absorbed=true releases it"
+    return f"n/a: the attack needs the weights, and {service}"
