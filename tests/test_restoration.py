@@ -21,13 +21,13 @@ from bench.command import command as repeating
 from bench.tasks.restoration import UNIT, Restoration, RestorationTask
 from bench.types import ConfigError
 from tests.conftest import ATTACKS, SMALL, WHITE_BOX, command, config
-from tests.test_contract import facts
+from tests.test_contract import COMPLETE, facts
 
 CPU = torch.device("cpu")
 SIZES = [(48, 64), (50, 37), (64, 48), (40, 40), (33, 70), (48, 48), (64, 64), (35, 51), (48, 50), (70, 33), (40, 60)]
 MARKING = [m for m in WHITE_BOX if m != "none"]
-# Each attack once, the methods in turn; the slow test has all pairs.
 OTHERS = ("task=classification", "model=resnet18", "model=unet", "data=digits", "data=skimage")
+# Each attack once, the methods in turn; the slow test has all pairs.
 PAIRS = [(WHITE_BOX[i % len(WHITE_BOX)], attack) for i, attack in enumerate(ATTACKS)]
 
 
@@ -381,7 +381,7 @@ def test_there_is_no_head_to_exchange(opened):
 # The contract of methods and attacks
 
 
-@pytest.mark.parametrize("method", MARKING)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "uchida" else COMPLETE) for m in MARKING])
 def test_marks_are_embedded_and_hosts_are_not_detected(results, folder, method):
     x = run.prepare(small(results, folder, method, "none"))
     entry, host = run.mark(x), run.host(x)
@@ -393,7 +393,9 @@ def test_marks_are_embedded_and_hosts_are_not_detected(results, folder, method):
     assert min(host["utility"], entry["utility"]) > untrained + 2  # dB: both learned to restore
 
 
-@pytest.mark.parametrize(("method", "attack"), PAIRS)
+@pytest.mark.parametrize(
+    ("method", "attack"), [pytest.param(*pair, marks=() if pair[0] == "uchida" else COMPLETE) for pair in PAIRS]
+)
 def test_attacks_run_or_say_why_not_and_repeat_bit_for_bit(results, folder, method, attack):
     cfg = small(results, folder, method, attack, "verify.keys=50")
     first = run.run(cfg)
@@ -415,7 +417,6 @@ def check(outcome: run.Outcome) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.quick
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("method", WHITE_BOX)
 def test_every_pair_runs_or_says_why_not(results, folder, method, attack):
