@@ -295,7 +295,7 @@ def test_surrogates_rows_controls_and_figure(results, folder, tmp_path):  # noqa
     by = {row.knob: row for row in first.rows}
     assert by["same/l2"].detected
     assert not any(row.detected for row in first.rows if metrics.is_control(row.knob))
-    assert by["same/l2"].utility > by["clean/same/l2"].utility - 1  # dB
+    assert by["same/l2"].utility > by["none"].utility - 2  # dB: as good as what it learned from
     assert first.controls["random_keys"] == 200
     assert first.controls["false_positives"] == 0
     assert [line["knob"] for line in first.outputs] == [k for k in knobs if k not in ("clean/inputs", "clean/truth")]
