@@ -69,7 +69,8 @@ class Surrogate(Attack):
             spec.choice("attack.surrogates", name, ("same", *self.students))
             spec.choice("attack.surrogates", loss, LOSSES)
         if strange := [item for item in self.clean if item not in self.surrogates]:
-            raise ConfigError(f"attack.clean={strange[0]}: not one of attack.surrogates")
+            which = f"set attack.clean=[{self.surrogates[0]}], or []"
+            raise ConfigError(f"attack.clean={strange[0]}: not one of attack.surrogates; {which}")
         if self.vgg is not None and not Path(self.vgg).is_file():
             raise ConfigError(f"attack.vgg={self.vgg}: no such file")
 

@@ -321,7 +321,7 @@ def concluded(
     rows: list[Row],
     found: dict[str, Any] | None,
     path: Path,
-    outputs: list[dict[str, Any]] | None,
+    outputs: list[dict[str, Any]] | None = None,
 ) -> Outcome:
     """The outcome of a run that went through; a control that detects is a failed benchmark all the same."""
     tried = found or {"random_keys": 0, "false_positives": None}
@@ -336,9 +336,9 @@ def concluded(
     else:
         code, message = 0, skip_reason(rows)
         status = "skipped" if message else status
-    drawn = gallery.path(x).with_suffix(".png")
-    shown = outputs, drawn if outputs and drawn.is_file() else None
-    return Outcome(status, rows, path, message, code, x.method.boundary, found, *shown)
+    drawn = gallery.path(x).with_suffix(".png") if outputs else None
+    shown = drawn if drawn and drawn.is_file() else None
+    return Outcome(status, rows, path, message, code, x.method.boundary, found, outputs, shown)
 
 
 def skip_reason(rows: list[Row]) -> str:
