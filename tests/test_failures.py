@@ -25,7 +25,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["method=uchda"], "did you mean 'uchida'? valid: frequency, neuralmark, none, uchida, watermas"),
+        (["method=uchda"], "did you mean 'uchida'? valid: boxfree, frequency, neuralmark, none, uchida, watermas"),
         (["attack=prun"], "did you mean 'prune' or 'permute'?"),
         (["model=resnet81"], "did you mean 'resnet18'"),
         (["data=digit"], "did you mean 'digits'?"),

@@ -12,7 +12,6 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from bench import models, run, spec
-from bench.cli import CONF
 from bench.train import Fit
 from bench.types import ConfigError
 from bench.usage import options
@@ -101,7 +100,7 @@ def test_dead_convolutions_are_those_with_taps_that_get_no_gradient(name):
 
 def test_every_preset_is_built_above():
     classifiers = [
-        name for name in options("model") if "bench.networks.Restorer" not in (CONF / f"model/{name}.yaml").read_text()
+        name for name in options("model") if spec.target(config(f"model={name}").model, "model") is models.Model
     ]
     assert sorted([*PRESETS, "timm", "torchvision"]) == sorted(classifiers)
 

@@ -450,6 +450,8 @@ def test_what_decides_a_host_is_in_its_identity(folder, results):
         assert identity(other) == same, other  # rain and JPEG have no part in noise, nor have those in patches
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_the_command_gives_a_table_in_decibels(tmp_path, folder):
     line = [*words(folder), "train.epochs=2", "method=uchida", "method.n_bits=64", "attack=prune"]
     done = command(*line, "attack.ratios=[0.5]", "verify.keys=0", f"results_dir={tmp_path}")
