@@ -65,7 +65,7 @@ def test_a_key_holds_its_extractor():
     assert 35_000 < sum(p.numel() for p in net.parameters()) < 50_000
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**31), st.floats(0.21, 0.5))
 def test_bits_are_the_means_of_squares(seed, contrast):
     m = method()

@@ -232,6 +232,8 @@ def test_diverging_owner_is_told_so(tmp_path):
     assert "lower train.lr" in outcome.message
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_kill_in_the_middle_leaves_nothing_and_the_next_run_goes_on(tmp_path):
     words = [*TINY_WORDS, "train.epochs=200", f"results_dir={tmp_path}"]
     process = subprocess.Popen(
