@@ -21,8 +21,6 @@ from bench.usage import help_text
 from tests.conftest import ROOT, TINY, command, config, tiny
 from tests.test_criteria import ALPHA, one, seeds
 
-# The files
-
 
 def test_all_claims_share_hosts_and_marks():
     """One training schedule and one data set: what costs time is done once for all of them."""
