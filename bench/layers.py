@@ -69,6 +69,8 @@ def _takes(cfg: object, x: object, model: nn.Module) -> tuple[str, ...]:
         key = method.keygen(method.extend(copy.deepcopy(model), x.task, 0), run.rng(0, "layers"))
     except UserError as error:
         return (str(error),)
+    if method.access == "outputs":
+        return ("the network's outputs",)
     return key.where if key else ()
 
 
