@@ -116,16 +116,8 @@ def test_attacks_on_outputs_state_that_they_need_no_weights():
 
 
 def test_a_service_shows_nothing_but_pictures(results, folder):  # noqa: F811
-    x = run.prepare(
-        config(
-            *words(folder),
-            "method=boxfree",
-            "method.depth=2",
-            "method.n_bits=16",
-            f"results_dir={results}",
-            "attack=surrogate",
-        )
-    )
+    small = ("method=boxfree", "method.depth=2", "method.n_bits=16", "attack=surrogate", f"results_dir={results}")
+    x = run.prepare(config(*words(folder), *small))
     model = run.skeleton(x)
     robbed = threat.stolen(x, model, x.method.keygen(model, np.random.default_rng(0)))
     assert isinstance(robbed.model, threat.Service)
@@ -139,15 +131,5 @@ def test_a_service_shows_nothing_but_pictures(results, folder):  # noqa: F811
     for split in ("owner", "test"):
         with pytest.raises(PermissionError):
             next(robbed.task.batches(split, 4))
-    opened = run.prepare(
-        config(
-            *words(folder),
-            "method=boxfree",
-            "method.depth=2",
-            "method.n_bits=16",
-            f"results_dir={results}",
-            "attack=surrogate",
-            "method.absorbed=true",
-        )
-    )
+    opened = run.prepare(config(*words(folder), *small, "method.absorbed=true"))
     assert not isinstance(threat.stolen(opened, model, None).model, threat.Service)
