@@ -1,4 +1,5 @@
-"""What a mark read from pictures looks like: numbers beside the verdicts, and a figure of a run's suspects.
+"""What a mark read from pictures looks like: numbers beside the verdicts (bench.readings has their tables), and a
+figure of a run's suspects.
 
 For methods whose `access` is `outputs`, which have `read` and `readings` beside `extract`.
 """
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bench import spec
+from bench import networks, spec
+from bench.metrics import suspect
 from bench.pictures import seen
-from bench.tables import Table
 from bench.tasks.restoration import similarity
 
 if TYPE_CHECKING:
@@ -25,22 +26,6 @@ if TYPE_CHECKING:
 
 AMPLIFIED = 10
 COLUMNS = ("input", "unmarked output", "its output", f"difference x{AMPLIFIED}", "read from it")
-# Column of the table: name in the run file, decimals.
-NUMBERS = {
-    "PSNR to unmarked": ("psnr_to_unmarked", 2),
-    "SSIM": ("ssim_to_unmarked", 4),
-    "presence": ("presence", 3),
-    "each": ("presence_each", 3),
-    "BER each": ("ber_each", 4),
-    "correlation": ("correlation", 3),
-    "NC": ("nc", 3),
-    "NC > 0.95": ("nc_share", 3),
-}
-LEGEND = (
-    "PSNR (dB) and SSIM of a suspect's outputs against the unmarked host's. Presence: mean distance of the squares "
-    "from 1/2, of the mean reading and of each picture's; BER of each picture's bits; correlation of reading and mark, "
-    "less 1/2, and as the papers have it (NC), whose null is not near 0."
-)
 
 
 @dataclass
@@ -63,12 +48,14 @@ class Gallery:
             self.inputs, self.unmarked = x.task.answers(identity(x)).cpu(), outputs
         pair = self.unmarked.to(torch.uint8), outputs.to(torch.uint8)
         alike = {f"{name}_to_unmarked": similarity(*pair, name) for name in ("psnr", "ssim")}
-        self.numbers.append({"knob": knob, "strength": strength, **alike, **x.method.readings(maps, key)})
+        numbers = {**alike, **x.method.readings(maps, key), "sees": networks.receptive_field(model, x.device)}
+        self.numbers.append({"knob": knob, "strength": strength, **numbers})
         difference = seen(127.5 + AMPLIFIED * (outputs - self.unmarked))
         columns = self.inputs, self.unmarked, outputs, difference, seen(255 * maps)
-        # The first tile and the last: of different pictures, where there are several.
-        rows = [[column[i] for column in columns] for i in (0, -1)]
-        self.panels.append((knob if strength is None else f"{knob} {strength:g}", rows))
+        # Of most contrast and of median contrast: a plain sky shows little of what a network does.
+        order = self.unmarked.std((1, 2, 3)).argsort()
+        rows = [[column[i] for column in columns] for i in (order[-1], order[len(order) // 2])]
+        self.panels.append((suspect(knob, strength), rows))
 
     def draw(self, stem: Path, title: str) -> Path:
         """The figure stem.png: two rows a suspect, COLUMNS, its numbers at the left."""
@@ -110,14 +97,3 @@ def path(x: Experiment) -> Path:
 def identity(x: Experiment) -> nn.Module:
     """A network that gives what it takes: an untrained restorer."""
     return x.task.build(replace(x.model, checkpoint=None), 0)
-
-
-def table(numbers: list[dict[str, Any]], seed: int) -> Table:
-    """The numbers of one run, a row per suspect."""
-    columns = {name: at for name, at in NUMBERS.items() if any(at[0] in line for line in numbers)}
-    made = Table("Pictures", f"seed {seed}", [("", "suspect"), *(("", name) for name in columns)], 1)
-    for line in numbers:
-        name = line["knob"] if line["strength"] is None else f"{line['knob']} {line['strength']:g}"
-        cells = [f"{line[key]:.{digits}f}" if key in line else "" for key, digits in columns.values()]
-        made.rows.append([name, *cells])
-    return made

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from bench import cost, interactive, store
+from bench import cost, interactive, readings, store
 from bench.command import command
 from bench.markup import START, datatables, figure, inert, leading, num, table, td, weighed
 from bench.metrics import missing
@@ -33,8 +33,8 @@ MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is ask
 @dataclass(frozen=True)
 class Content:
     """What the page shows: labelled rows (bench.report.variants), every aggregated point, the untouched models, the
-    summary and the controls with their legends, costs and their table, the runs and the folder they were read from, and
-    claims or None."""
+    summary and the controls with their legends, what is read from outputs, costs and their table, the runs and the
+    folder they were read from, and claims or None."""
 
     df: pd.DataFrame
     points: pd.DataFrame
@@ -43,6 +43,7 @@ class Content:
     legend: str
     checks: Table
     checked: str
+    pictures: Table
     spent: pd.DataFrame
     prices: Table
     runs: list[dict[str, Any]]
@@ -62,6 +63,7 @@ def page(content: Content) -> str:
         "fidelity": ("Fidelity", _fidelity(content, cells, anchors)),
         "claims": ("Claims", _claims(content.claims, {run["rows"][0]["run_id"] for run in content.runs})),
         "curves": ("Attack by attack", _curves(content, cells, anchors)),
+        **({"pictures": ("Pictures", _pictures(content))} if content.pictures.rows else {}),
         "points": ("Every point", _points(content, cells, anchors)),
         "provenance": ("Provenance", _provenance(content, cells, anchors)),
     }
@@ -180,6 +182,13 @@ def _controls(content: Content) -> str:
         return "<p>No marked model was measured.</p>"
     head = [name for _, name in made.head]
     return table(head, rows, head[: made.keys], made.caption) + f'<p class="legend">{escape(content.checked)}</p>'
+
+
+def _pictures(content: Content) -> str:
+    made = content.pictures
+    rows = [[td(text, leading(text)) for text in row] for row in made.rows]
+    head = [name for _, name in made.head]
+    return table(head, rows, head[: made.keys], made.caption) + f'<p class="legend">{escape(readings.LEGEND)}</p>'
 
 
 def _cost(content: Content, anchors: dict[tuple, str]) -> str:

@@ -102,6 +102,11 @@ def missing(value: Any) -> bool:
     return value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
 
 
+def suspect(knob: str, strength: float | None) -> str:
+    """A row's knob and strength, as tables and figures print them."""
+    return knob if missing(strength) else f"{knob} {strength:g}"
+
+
 def is_control(knob: str) -> bool:
     """Whether a row looks for the owner's mark where none is: the host, and what else the judge made `clean`."""
     return knob == "host" or knob.startswith("clean/")

@@ -7,6 +7,7 @@ encoder for classification (segmentation_models_pytorch) or a framework (MONAI, 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +71,32 @@ def build(model: Restorer, seed: int) -> nn.Module:
     models.normalising(net, (127.5,) * 3, (127.5,) * 3)
     net.register_forward_hook(_in_pixels)
     return net
+
+
+def receptive_field(net: nn.Module, device: torch.device, most: int = 512) -> int | None:
+    """Pixels along a side of the input that a pixel in the middle of the output depends on, at most `most`; None where
+    that cannot be told from outside (a service, outputs that were rounded).
+
+    Counted on a copy whose weights are all positive and whose pooling takes means, so that nothing cancels and no path
+    is closed: what the architecture sees, not what its training made of it.
+    """
+    twin = copy.deepcopy(net).eval()
+    for name, module in [*twin.named_modules()]:
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+            module.reset_running_stats()
+        elif isinstance(module, nn.MaxPool2d):
+            above, _, own = name.rpartition(".")
+            pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding)
+            twin.get_submodule(above).register_module(own, pool)
+    strip = torch.full((1, 3, most, 32), 255.0, device=device, requires_grad=True)
+    pixel = twin.double()(strip.double())[..., most // 2, 16].sum()
+    if not pixel.requires_grad:
+        return None
+    (slope,) = torch.autograd.grad(pixel, strip)
+    return int(slope.abs().amax((0, 1, 3)).count_nonzero()) or None
 
 
 def started(net: nn.Module) -> nn.Module:

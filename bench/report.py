@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench import compact, cost, metrics, pairs, plots, store, verdicts
+from bench import compact, cost, metrics, pairs, plots, readings, store, verdicts
 from bench.metrics import missing
 from bench.plots import BEFORE, CELL, axis, ber, claim, interval, number, places, seeds
 from bench.spec import choice
@@ -320,16 +320,19 @@ def report(args: argparse.Namespace) -> bool:
     paired = pairs.differences(df)
     first, rest, spent, checks = summary(df, agg), strengths(df, agg, paired), cost.costs(df), controls(everything)
     frames = {"rows": everything, "strengths": (every := points(df, agg)), "cost": spent, "pairs": paired}
+    seen = readings.summary(read := readings.frame(chosen, everything))
+    frames |= {"pictures": read} if seen.rows else {}
     frames["summary"] = pd.DataFrame(first.rows, columns=[name for _, name in first.head])
     texts = {f"{name}.csv": content.to_csv(index=False) for name, content in frames.items()}
     prices = cost.table(spent, [*dict.fromkeys(agg["attack_label"])])
     claims = verdicts.read(Path(args.results) / "claims.json")
-    shown = (df, every, before(df), first, said[0], checks, CONTROLS, spent, prices)
+    shown = (df, every, before(df), first, said[0], checks, CONTROLS, seen, spent, prices)
     content = html.Content(*shown, chosen, Path(runs), claims)
     kinds = {"summary": ([first], said[0])}
     kinds |= {"controls": ([checks], CONTROLS)} if checks.rows else {}
     kinds |= {"cost": ([prices], cost.legend(spent))} if len(spent) else {}
     kinds |= {"strengths": (rest, said[1])}
+    kinds |= {"pictures": ([seen], readings.LEGEND)} if seen.rows else {}
     for name, (tables, legend) in kinds.items():
         texts |= {f"{name}.md": markdown(tables, legend), f"{name}.tex": latex(tables, legend)}
     try:

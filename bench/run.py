@@ -166,8 +166,10 @@ def attack_rows(x: Experiment) -> Iterator[Row]:
 def untouched(x: Experiment, key: Key, utility: dict[str, Any]) -> Iterator[Row]:
     """Controls of a mark in pictures: the inputs, and the pictures they should become, as if a network gave them."""
     identity = gallery.identity(x)
+    run_id, config_hash = x.hashes()  # undegraded pictures are no other task
     for name, task in (("inputs", x.task), ("truth", x.task.undegraded())):
-        yield measure(replace(x, task=task, gallery=None), Snapshot(f"clean/{name}", None, identity), key, utility)
+        row = measure(replace(x, task=task, gallery=None), Snapshot(f"clean/{name}", None, identity), key, utility)
+        yield replace(row, run_id=run_id, config_hash=config_hash)
 
 
 def attacked_rows(

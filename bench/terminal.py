@@ -131,15 +131,15 @@ def table(
 
 
 def pictures(numbers: list[dict[str, Any]], seed: int, figure: Path | None) -> None:
-    """What was measured of each suspect's outputs (bench.gallery), and where their figure is."""
+    """What was measured of each suspect's outputs (bench.readings), and where their figure is."""
     from rich.console import Console
 
-    from bench import gallery, tables
+    from bench import readings, tables
 
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
     console.print()
-    tables.show(gallery.table(numbers, seed), console)
-    console.print(gallery.LEGEND, style="dim")
+    tables.show(readings.table(numbers, seed), console)
+    console.print(readings.LEGEND, style="dim")
     if figure is not None:
         print(figure)
 

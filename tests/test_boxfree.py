@@ -233,6 +233,7 @@ def test_the_mark_is_read_from_outputs_and_from_nothing_clean(marked):
     assert [row.knob for row in rows] == ["clean/inputs", "clean/truth"]
     assert not any(row.detected for row in rows)
     assert rows[1].utility == 100
+    assert {(row.run_id, row.config_hash) for row in rows} == {x.hashes()}
     assert {metrics.verdict(vars(row), "removal", 1.0) for row in rows} == {"control"}
 
 
@@ -302,6 +303,7 @@ def test_surrogates_rows_controls_and_figure(results, folder, tmp_path):  # noqa
     assert first.outputs[0]["psnr_to_unmarked"] == 100
     assert 26 < first.outputs[1]["psnr_to_unmarked"] < 60
     assert first.outputs[0]["presence"] < 0.1
+    assert first.outputs[3]["sees"] == 7  # three convolutions
     with Image.open(first.figure) as image:
         assert image.size[0] > 800
         assert len(set(image.convert("L").tobytes())) > 50
