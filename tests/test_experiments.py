@@ -72,7 +72,10 @@ def test_every_job_builds(conf, experiment, scale):
 @pytest.mark.parametrize(("experiment", "scale"), [b for b in BOTH if b[0] not in ("digits", "architectures")])
 def test_every_network_has_room_for_its_mark(conf, tmp_path, experiment, scale):
     """Digits have the classes and the size of CIFAR-10: networks are built, keys drawn, nothing is trained."""
-    more = ["data=digits", *(["attack.transfer=null"] if experiment.endswith("transfer") else [])]
+    more = [
+        f"data={'skimage' if experiment == 'zhang_2021' else 'digits'}",
+        *(["attack.transfer=null"] if experiment.endswith("transfer") else []),
+    ]
     seen = set()
     for words in itertools.product(*axes(experiment, scale, *more)):
         cfg = compose("config", overrides=[*words, f"results_dir={tmp_path}", "device=cpu"])
@@ -92,6 +95,15 @@ def test_papers_run_in_full_on_cifar10_and_small_on_digits(conf, paper):
     assert full.train.epochs >= 100
     plain = compose("config")
     assert (small.train, small.model, small.data) == (plain.train, plain.model, plain.data)
+
+
+def test_marks_in_pictures_keep_to_pictures_at_every_scale(conf):
+    plain = compose("config", overrides=["task=restoration", "method=boxfree"])
+    for scale in ("full", "small"):
+        for words in itertools.product(*axes("zhang_2021", scale)):
+            cfg = compose("config", overrides=list(words))
+            for node in ("task", "data", "model", "train", "method"):
+                assert cfg[node] == plain[node], node
 
 
 def test_papers_schedules_change_at_their_epochs(conf):
