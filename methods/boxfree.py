@@ -47,17 +47,18 @@ class Boxfree(Method):
     both are reported. There is no random key for a logo, whose extractor knows nothing else.
 
     Stages, epochs of the owner's data each. Initial: barrier, extractor and patch discriminator together; `fidelity`
-    times the squared change (pixels over 255), as far as the mark is read already; `gan` times the adversarial loss;
-    squared errors of the reading of marked pictures, twice of inputs' and unmarked outputs', and between pictures that
-    carry the same mark. Adversarial: simulated surrogates (`surrogate`, a conf/model node, each with a message of its
-    own) learn barrier outputs, and the extractor alone is tuned on theirs as well. absorbed: the network then learns
-    the barrier's outputs itself, the extractor frozen, and is released in its place; else it stays behind the barrier,
-    as a service.
+    times the squared change (pixels over 255), as far as the mark is read already and the change is above what `target`
+    allows, a PSNR in dB (how faint a mark is decides whether surrogates learn it: that must not depend on how long the
+    owner trained); `gan` times the adversarial loss; squared errors of the reading of marked pictures, twice of inputs'
+    and unmarked outputs', and between pictures that carry the same mark. Adversarial: simulated surrogates
+    (`surrogate`, a conf/model node, each with a message of its own) learn barrier outputs, and the extractor alone is
+    tuned on theirs as well. absorbed: the network then learns the barrier's outputs itself, the extractor frozen, and
+    is released in its place; else it stays behind the barrier, as a service.
 
     Not as there: networks and schedule a hundredth (a U-Net of 3 levels, an extractor of 42 k weights), bits, random
-    messages, a start from squares that anybody sees, losses relative to the message's, no perceptual term (0 in the
-    released code too), and the absorbed network learns from the barrier, not together with it. Ambiguity is not
-    answered: anybody can train an extractor that finds a message of his own in the same pictures.
+    messages, a start from squares that anybody sees, losses relative to the message's, the change's bound, no
+    perceptual term (0 in the released code too), and the absorbed network learns from the barrier, not together with
+    it. Ambiguity is not answered: anybody can train an extractor that finds a message of his own in the same pictures.
 
     Secret: the extractor's weights, `extractor.*`; for a logo `mark` [1, S, S] and `null` [3] (mean, standard
     deviation, count). keygen draws them untrained; embed trains them in place.
@@ -72,6 +73,7 @@ class Boxfree(Method):
     width: int
     depth: int
     fidelity: float
+    target: float
     gan: float
     epochs: int
     lr: float
@@ -91,6 +93,8 @@ class Boxfree(Method):
             spec.at_least(f"method.{name}", getattr(self, name), 1)
         if math.isqrt(self.n_bits) ** 2 != self.n_bits:
             raise ConfigError(f"method.n_bits={self.n_bits}: bits fill a square grid: 16, 25, 36, 49, 64, ...")
+        if self.target <= 0:
+            raise ConfigError(f"method.target={self.target:g}: dB above 0 that marked pictures keep; 100: no bound")
         if min(self.fidelity, self.gan) < 0 or min(self.lr, self.tune_lr) <= 0 or not 0 <= self.presence < 0.5:
             raise ConfigError("method: fidelity and gan at least 0, lr and tune_lr above 0, presence in [0, 0.5)")
         if self.logo is not None and not Path(self.logo).is_file():

@@ -71,6 +71,7 @@ class Stages:
         # squares that anybody sees.
         nn.init.constant_(self.barrier.direct.weight, VISIBLE / 127.5)
         unread = torch.full((), UNREAD, device=self.barrier.mark.device)
+        floor = 10 ** (-method.target / 10)
 
         def loss(_: nn.Module, batch: Any) -> Tensor:
             nonlocal unread
@@ -89,7 +90,7 @@ class Stages:
             total = total + functional.mse_loss(read[: len(images) - half], read[half:])
             # A change that nobody can read yet must not be trained away.
             due = (1 - unread / UNREAD).clamp(0, 1)
-            total = total + due * method.fidelity * (change / 255).square().mean()
+            total = total + due * method.fidelity * ((change / 255).square().mean() - floor).clamp(min=0)
             if judge is not None:
                 told, lost = judge.losses(outputs, made)
                 total = total + told + method.gan * lost

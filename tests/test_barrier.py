@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
 
+from bench import spec
 from methods.barrier import Barrier, Discriminator, stretched
+from methods.stages import VISIBLE, Stages
+from tests.conftest import config
 
 
 def test_an_untrained_barrier_changes_no_pixel():
@@ -37,3 +44,39 @@ def test_a_discriminators_two_losses_move_one_side_each():
     lost.backward()
     assert made.grad is not None
     assert all(p.grad is None for p in judge.parameters())
+
+
+class Eye(nn.Module):
+    """An extractor that sees squares which are lighter or darker than middle grey by VISIBLE."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return (pictures.mean(1, keepdim=True) - 127) / (2 * VISIBLE) + 0.5
+
+
+def first_loss(target: float, fidelity: float) -> float:
+    """Of the initial stage, before any step: its squares change every pixel by VISIBLE."""
+    words = ("task=restoration", "method=boxfree", f"method.target={target}", f"method.fidelity={fidelity}")
+    method = spec.build(config(*words, "method.gan=0").method, "method")
+    found = []
+
+    def step(model: nn.Module, task: object, *, loss) -> nn.Module:
+        torch.manual_seed(0)
+        found.append(loss(model, torch.full((4, 3, 32, 32), 127.0)).item())
+        return model
+
+    fit = SimpleNamespace(using=lambda **more: fit if "optimizer" in more else step)
+    task = SimpleNamespace(inputs=lambda batch: batch)
+    torch.manual_seed(0)
+    net = nn.Identity()
+    Stages(method, net, Barrier(4, 3, 8), Eye(), task, fit, None).initial()
+    return found[0]
+
+
+def test_a_change_weighs_what_it_is_above_the_bound():
+    change = (VISIBLE / 255) ** 2
+    at = -10 * math.log10(change)
+    due = 0.05  # what one perfect reading counts
+    assert first_loss(at - 0.1, 1e6) == first_loss(at - 0.1, 0.0)
+    for more in (1.0, 10.0, 70.0):
+        above = change - 10 ** (-(at + more) / 10)
+        assert first_loss(at + more, 1e6) == pytest.approx(due * 1e6 * above, rel=1e-3)
