@@ -157,13 +157,21 @@ class Surrogate(Attack):
         return perceptual, []
 
     def _features(self, seed: int) -> nn.Sequential:
-        import torchvision
+        """The first layers of VGG-16, numbered as torchvision's `features` (all of it has 138 M weights to draw)."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        parts: list[nn.Module] = []
+        for inside, outside in ((3, 64), (64, 64), (64, 128), (128, 128)):
+            parts += [nn.MaxPool2d(2)] if (inside, outside) == (64, 128) else []
+            parts += [nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU()]
+        features = nn.Sequential(*parts)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            features = torchvision.models.vgg16(weights=None).features[: LAYERS[-1] + 1]
+            for layer in features:
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
         if self.vgg is not None:
             try:
                 state = {k.removeprefix("features."): x for k, x in load_file(self.vgg).items()}
@@ -173,7 +181,4 @@ class Surrogate(Attack):
             if gone := [k for k in own if k not in state or state[k].shape != own[k].shape]:
                 raise ConfigError(f"attack.vgg={self.vgg} is no VGG-16 of torchvision's: it lacks features.{gone[0]}")
             features.load_state_dict({k: state[k] for k in own})
-        for layer in features:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False
         return features.eval().requires_grad_(False)

@@ -100,10 +100,9 @@ def test_papers_run_in_full_on_cifar10_and_small_on_digits(conf, paper):
 def test_marks_in_pictures_keep_to_pictures_at_every_scale(conf):
     plain = compose("config", overrides=["task=restoration", "method=boxfree"])
     for scale in ("full", "small"):
-        for words in itertools.product(*axes("zhang_2021", scale)):
-            cfg = compose("config", overrides=list(words))
-            for node in ("task", "data", "model", "train", "method"):
-                assert cfg[node] == plain[node], node
+        cfg = compose("config", overrides=[column[0] for column in axes("zhang_2021", scale)])
+        for node in ("task", "data", "model", "train", "method"):
+            assert cfg[node] == plain[node], node
 
 
 def test_papers_schedules_change_at_their_epochs(conf):

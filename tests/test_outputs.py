@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from bench import outputs, run, spec, threat
@@ -76,6 +78,23 @@ def test_surrogates_losses_fall_towards_the_target(loss):
         assert float(distance(wanted, wanted)) == 0
         again, _ = attack._distance(loss, 5, wanted)
         assert float(again(wanted + 3, wanted)) == float(distance(wanted + 3, wanted))
+
+
+def test_a_file_of_vgg_16_is_torchvisions(tmp_path):
+    """Names and shapes from torchvision itself, of a network that is never filled."""
+    with torch.device("meta"):
+        names = torchvision.models.vgg16(weights=None).state_dict()
+    weights = {k: torch.randn(x.shape) for k, x in names.items() if k in [f"features.{i}.weight" for i in (0, 2, 5, 7)]}
+    weights |= {k.replace("weight", "bias"): torch.randn(len(x)) for k, x in weights.items()}
+    save_file(weights, tmp_path / "vgg.safetensors")
+    words_ = ("task=restoration", "attack=surrogate", f"attack.vgg={tmp_path}/vgg.safetensors")
+    features = spec.build(config(*words_).attack, "attack")._features(0)
+    assert {f"features.{k}": x.tolist() for k, x in features.state_dict().items()} == {
+        k: x.tolist() for k, x in weights.items()
+    }
+    whole = [type(layer).__name__ for layer in torchvision.models.vgg.make_layers([64, 64, "M", 128, 128])]
+    assert [type(layer).__name__ for layer in features] == whole
+    assert [type(features[i - 1]).__name__ for i in (3, 8)] == ["Conv2d", "Conv2d"]  # relu1_2 and relu2_2 are read
 
 
 def test_a_trace_that_is_the_same_everywhere_is_subtracted_exactly():
