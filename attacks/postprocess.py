@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bench import outputs
@@ -60,5 +61,6 @@ class Changed(nn.Module):
         super().__init__()
         self.model, self.change, self.input_mean = model, change, model.input_mean
 
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         return self.change(seen(self.model(images)))

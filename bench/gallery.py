@@ -48,7 +48,7 @@ class Gallery:
             self.inputs, self.unmarked = x.task.answers(identity(x)).cpu(), outputs
         pair = self.unmarked.to(torch.uint8), outputs.to(torch.uint8)
         alike = {f"{name}_to_unmarked": similarity(*pair, name) for name in ("psnr", "ssim")}
-        numbers = {**alike, **x.method.readings(maps, key), "sees": networks.receptive_field(model, x.device)}
+        numbers = {**alike, **x.method.readings(maps, key), "sees": networks.receptive_field(model, x.task.example())}
         self.numbers.append({"knob": knob, "strength": strength, **numbers})
         difference = seen(127.5 + AMPLIFIED * (outputs - self.unmarked))
         columns = self.inputs, self.unmarked, outputs, difference, seen(255 * maps)

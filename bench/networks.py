@@ -73,14 +73,16 @@ def build(model: Restorer, seed: int) -> nn.Module:
     return net
 
 
-def receptive_field(net: nn.Module, device: torch.device, most: int = 512) -> int | None:
+def receptive_field(net: nn.Module, example: Tensor, most: int = 512) -> int | None:
     """Pixels along a side of the input that a pixel in the middle of the output depends on, at most `most`; None where
-    that cannot be told from outside (a service, outputs that were rounded).
+    that cannot be told from outside (a service, outputs that were changed). example: an input [N, 3, H, W].
 
     Counted on a copy whose weights are all positive and whose pooling takes means, so that nothing cancels and no path
     is closed: what the architecture sees, not what its training made of it.
     """
     twin = copy.deepcopy(net).eval()
+    if not twin(example[:1]).requires_grad:
+        return None
     for name, module in [*twin.named_modules()]:
         if isinstance(module, nn.Conv2d):
             nn.init.constant_(module.weight, 1 / module.weight[0].numel())
@@ -91,12 +93,10 @@ def receptive_field(net: nn.Module, device: torch.device, most: int = 512) -> in
             above, _, own = name.rpartition(".")
             pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding)
             twin.get_submodule(above).register_module(own, pool)
-    strip = torch.full((1, 3, most, 32), 255.0, device=device, requires_grad=True)
+    strip = torch.full((1, 3, most, 32), 255.0, device=example.device, requires_grad=True)
     pixel = twin.double()(strip.double())[..., most // 2, 16].sum()
-    if not pixel.requires_grad:
-        return None
     (slope,) = torch.autograd.grad(pixel, strip)
-    return int(slope.abs().amax((0, 1, 3)).count_nonzero()) or None
+    return int(slope.abs().amax((0, 1, 3)).count_nonzero())
 
 
 def started(net: nn.Module) -> nn.Module:

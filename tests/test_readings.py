@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.postprocess import Changed
 from bench import networks, readings, report, store
 from bench.threat import Service
 from tests.test_report import point, run
+
+EXAMPLE = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
 
 
 def restored(attack: str, seed: int, psnr: float, *more: tuple[str, float | None, float]) -> dict:
@@ -84,7 +87,7 @@ def test_a_report_without_marks_in_outputs_has_no_such_table(tmp_path):
 def test_receptive_fields(name, depth, pixels):
     net = networks.build(networks.Restorer(name, None, 4, depth, None), 0)
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    assert networks.receptive_field(net, torch.device("cpu")) == pixels
+    assert networks.receptive_field(net, EXAMPLE) == pixels
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
@@ -101,9 +104,11 @@ def test_a_receptive_field_is_what_a_change_of_the_input_reaches():
             changed = start.clone()
             changed[:, :, at] = 255.0
             reached.append(int(((net(changed) - net(start)).abs().amax((0, 1, 3)) > 0).sum()))
-    assert sum(reached) / 4 == pytest.approx(networks.receptive_field(net, torch.device("cpu")), abs=4)
+    assert sum(reached) / 4 == pytest.approx(networks.receptive_field(net, EXAMPLE), abs=4)
 
 
-def test_nothing_is_said_of_what_a_service_sees():
+def test_nothing_is_said_of_what_a_service_or_changed_outputs_see():
     net = networks.build(networks.Restorer("dncnn", None, 4, 3, None), 0)
-    assert networks.receptive_field(Service(net), torch.device("cpu")) is None
+    trace = torch.ones(3, 32, 32)  # of the task's size, no other
+    for suspect in (Service(net), Changed(net, lambda x: x - trace), Changed(Service(net), lambda x: x - trace)):
+        assert networks.receptive_field(suspect, EXAMPLE) is None
