@@ -17,6 +17,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from bench.cli import main as run
 
+    # Hydra's parser takes all overrides in one piece: a flag between two of them would end it.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
         run()
     except KeyboardInterrupt:

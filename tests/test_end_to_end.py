@@ -121,7 +121,7 @@ class Third(Method):
 def test_joblib_workers_share_cache_and_cores_and_are_counted(tmp_path, monkeypatch):
     """Two processes that need the same host train it once; the sweep's end counts the jobs of both."""
     monkeypatch.delenv("OMP_NUM_THREADS")  # it would be the user's own choice of threads
-    words = ["-m", "launcher=joblib", *TINY, "train.epochs=1", "method=uchida,none", "attack=prune,none"]
+    words = ["launcher=joblib", "-m", *TINY, "train.epochs=1", "method=uchida,none", "attack=prune,none"]
     done = command(*words, f"results_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "done 4, cached 0, skipped 0, failed 0" in done.stdout
