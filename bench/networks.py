@@ -93,8 +93,8 @@ def receptive_field(net: nn.Module, example: Tensor, most: int = 512) -> int | N
             above, _, own = name.rpartition(".")
             pool = nn.AvgPool2d(module.kernel_size, module.stride, module.padding)
             twin.get_submodule(above).register_module(own, pool)
-    strip = torch.full((1, 3, most, 32), 255.0, device=example.device, requires_grad=True)
-    pixel = twin.double()(strip.double())[..., most // 2, 16].sum()
+    strip = torch.full((1, 3, most, 32), 255.0, dtype=torch.float64, requires_grad=True)
+    pixel = twin.double().cpu()(strip)[..., most // 2, 16].sum()
     (slope,) = torch.autograd.grad(pixel, strip)
     return int(slope.abs().amax((0, 1, 3)).count_nonzero())
 

@@ -6,11 +6,13 @@ import json
 
 import pytest
 
-from bench import report, run, store
+from bench import metrics, readings, report, run, store
+from bench.plots import ber, interval
 from tests.conftest import ATTACKS, ON_PICTURES, ROOT, WHITE_BOX, config
 from tests.test_slow import CIFAR10, REAL
 
 REFERENCE = ROOT / "results" / "reference"
+PICTURES = ROOT / "results" / "zhang_2021"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,38 @@ def test_no_control_detects_and_the_readme_shows_what_the_rows_say(runs):
     for row in report.summary(df, report.aggregate(df)).rows:
         line = next(line for line in readme.splitlines() if line.startswith(f"| {row[0]} ") and row[1] in line)
         assert [cell.strip() for cell in line.strip("|").split("|")] == row
+
+
+def test_marks_in_pictures_three_seeds_and_what_the_readme_says_of_them():
+    runs = store.read_runs(PICTURES / "seeds")
+    cells = {(r["rows"][0]["attack"], r["rows"][0]["seed"]) for r in runs}
+    assert cells == {(attack, seed) for attack in ON_PICTURES for seed in (0, 1, 2)}
+    df = report.variants(runs)
+    assert len(df["config_hash"].unique()) == len(ON_PICTURES)
+    found = readings.summary(readings.frame(runs, df))
+    names = [name for _, name in found.head]
+    seen = {cells["suspect"]: cells for cells in (dict(zip(names, row, strict=True)) for row in found.rows)}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for p in report.points(df, report.aggregate(df)).itertuples():
+        if p.knob in ("clean/inputs", "clean/truth"):
+            continue
+        name = metrics.suspect(p.knob, p.strength)
+        said = [seen[name][key] for key in ("PSNR to unmarked", "BER each", "presence", "sees")]
+        row = [name, ber(p), interval(p.utility, p.utility_half, p.utility_name), p.verdict, *said]
+        assert f"| {' | '.join(row)} |" in readme
+
+
+@pytest.mark.parametrize("folder", ["seeds", "variants", "cbsd68"])
+def test_controls_of_marks_in_pictures(folder):
+    runs = store.read_runs(PICTURES / folder)
+    assert "/tmp" not in json.dumps([r["config"] for r in runs])
+    assert {row["status"] for r in runs for row in r["rows"]} <= {"ok", "skipped"}
+    controls = [row for r in runs for row in r["rows"] if metrics.is_control(row["knob"])]
+    assert not any(row["detected"] for row in controls)
+    assert len(controls) >= 3 * len(runs)
+    for r in runs:
+        if r["config"]["method"]["payload"] == "bits":  # no random keys exist for a logo
+            assert (r["controls"]["random_keys"], r["controls"]["false_positives"]) == (1000, 0)
 
 
 @pytest.mark.slow
