@@ -147,6 +147,8 @@ def test_finetune_changes_only_what_its_mode_names(marked, mode):
         assert torch.corrcoef(torch.stack([start.flatten(), after[f"{head}.weight"].flatten()]))[0, 1] < 0.9
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_finetune_on_other_data_gets_a_new_head_and_no_damage(results, tmp_path):
     from PIL import Image
 
@@ -182,6 +184,8 @@ def test_finetune_on_other_data_gets_a_new_head_and_no_damage(results, tmp_path)
     assert run.prepare(moved).hashes() != x.hashes()
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_overwrite_reaches_its_own_mark_with_its_own_key(results):
     from tests.conftest import tiny
 

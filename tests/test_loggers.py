@@ -217,6 +217,8 @@ def full(*args: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize("breaks", ["open", *(pytest.param(when, marks=LATER) for when in ("first", "third", "close"))])
 def test_a_logger_that_fails_costs_one_warning(results, monkeypatch, breaks):
     heard: list = []

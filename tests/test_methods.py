@@ -249,6 +249,8 @@ def test_the_two_files_and_numpy_suffice_to_read_a_mark(marked, method):
     assert (bits == key["message"].astype(bool)).all()
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 @pytest.mark.parametrize("situation", ["finetune", "distill"])
 def test_situations_start_from_the_host(marked, situation):
     x, model, key = marked("uchida", "none", f"method.situation={situation}")

@@ -222,6 +222,8 @@ def test_fit_is_the_plain_loop(results):
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_a_compiled_network_is_trained_in_place(monkeypatch, results):
     # Traced, and run as traced: what the compiler itself makes of it takes minutes on a CPU and rounds differently.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
