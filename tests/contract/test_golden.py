@@ -1,0 +1,104 @@
+"""Hashes that must not change: run ids, cache addresses and committed results are named by them.
+
+`python -m tests.contract.test_golden` writes golden.json anew: for what is added, never for what comes out otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from bench import run, spec
+from bench.usage import options
+from tests.conftest import config
+
+GOLDEN = Path(__file__).with_name("golden.json")
+GROUPS = ("method", "attack", "train", "model", "data")
+NEEDED = {"timm": ["model.name=test_resnet"], "torchvision": ["model.name=googlenet"]}
+NEEDED |= {name: ["data.path=somewhere"] for name in ("parquet", "imagefolder")}
+SMALL = ("device=cpu", "model=timm", "model.name=test_resnet", "train.epochs=6")
+PICTURES = ("device=cpu", "task=restoration", "data=digits", "method=boxfree", "method.payload=image")
+RUNS = {
+    "neuralmark, prune": ("method=neuralmark", "attack=prune", *SMALL),
+    "uchida, distill": ("method=uchida", "attack=distill", "attack.seed=7", "seed=3", *SMALL),
+    "watermas, finetune, small": (
+        "method=watermas",
+        "attack=finetune",
+        "scale=small",
+        "verify.alpha=1e-6",
+        "device=cpu",
+    ),
+    "boxfree, surrogate": (*PICTURES, "attack=surrogate", "method.logo={folder}/logo", "attack.vgg={folder}/vgg"),
+    "boxfree, residual, ssim": (*PICTURES, "attack=residual", "task.metric=ssim"),
+}
+
+
+def node(group: str, name: str) -> str:
+    """The digest of a choice as it is by default: of its values, or where they are told by content of its identity."""
+    made = spec.build(config(f"{group}={name}", *NEEDED.get(name, ()))[group], group)
+    identity = {"data": lambda: made.identity("0"), "model": lambda: made.identity()}.get(group, lambda: made)()
+    return spec.digest(by_content(spec.canonical(identity)))
+
+
+def by_content(value: object) -> object:
+    """Models within a node by their identities, wherever their class lies."""
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return spec.build(value, "").identity()
+    return {key: by_content(item) for key, item in value.items()}
+
+
+def hashes(words: tuple[str, ...], folder: Path) -> list[str]:
+    """run_id and config_hash, and the digests of what host and mark are addressed by."""
+    for name in ("logo", "vgg"):
+        (folder / name).write_bytes(name.encode())
+    x = run.prepare(config(*(w.format(folder=folder) for w in words), f"results_dir={folder}"))
+    return [*x.hashes(), spec.digest(x.host_identity), spec.digest(x.mark_identity)]
+
+
+def read() -> dict:
+    return json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_choice_hashes_as_it_did(group):
+    found, golden = {name: node(group, name) for name in options(group)}, read()["nodes"][group]
+    assert {name: found.get(name) for name in golden} == golden
+    assert set(found) == set(golden), "new choices: python -m tests.contract.test_golden"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_are_named_as_they_were(name, tmp_path):
+    assert hashes(RUNS[name], tmp_path) == read()["runs"][name]
+
+
+def test_recorded_runs_hash_to_what_their_rows_say():
+    """Method, attack, training and judge of every committed result, built from its own configuration."""
+    from bench import store
+
+    golden = read()["recorded"]
+    found = {r["rows"][0]["run_id"]: recorded(r) for r in store.read_runs(GOLDEN.parents[2] / "results")}
+    assert found == golden
+
+
+def recorded(r: dict) -> str:
+    config = OmegaConf.create(r["config"])
+    return spec.digest({group: spec.build(config[group], group) for group in ("method", "attack", "train", "verify")})
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    from bench import store
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = {
+            "nodes": {group: {name: node(group, name) for name in options(group)} for group in GROUPS},
+            "runs": {name: hashes(words, Path(folder)) for name, words in RUNS.items()},
+            "recorded": {r["rows"][0]["run_id"]: recorded(r) for r in store.read_runs(GOLDEN.parents[2] / "results")},
+        }
+    GOLDEN.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n", encoding="utf-8")
