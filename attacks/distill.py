@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from bench import spec
-from bench.models import Model
-from bench.train import Fit, check_tuning
-from bench.types import Attack, ConfigError, Snapshot, Victim
+from bench.errors import ConfigError, increasing
+from bench.models.base import Network
+from bench.types import Fit, Snapshot, TunedAttack, Victim
 
 
 @dataclass(frozen=True)
-class Distill(Attack):
+class Distill(TunedAttack):
     """Labels are never read: the student's cross-entropy is with the victim's outputs.
 
     Students: the victim's published architecture, freshly initialised, without what the method adds to it; and
@@ -28,21 +28,17 @@ class Distill(Attack):
 
     snapshots: list[int]
     same: bool
-    optimizer: str
-    lr: float
-    weight_decay: float
     student: Any
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.snapshots", self.snapshots, 1, 10**6)
-        check_tuning(self)
+        increasing("attack.snapshots", self.snapshots, 1, 10**6)
         if not self.same and self.student is None:
             raise ConfigError("attack.same=false leaves no student: model@attack.student=NAME")
         if self.student is not None:
             self.model()
 
-    def model(self) -> Model:
+    def model(self) -> Network:
         """The other architecture. Raises ConfigError for a node that is none."""
         if not isinstance(self.student, dict):
             raise ConfigError(f"attack.student takes a model: model@attack.student={self.student}")
@@ -58,8 +54,7 @@ class Distill(Attack):
         students = [("same", victim.fresh(seed))] if self.same else []
         if self.student is not None:
             students.append((self.model().title, task.build(self.model(), seed)))
-        schedule = {"optimizer": self.optimizer, "lr": self.lr, "weight_decay": self.weight_decay}
         for name, model in students:
-            for epoch in fit.epochs(model, task, loss=loss, epochs=max(self.snapshots), **schedule):
+            for epoch in fit.epochs(model, task, loss=loss, epochs=max(self.snapshots), **self.tuning):
                 if epoch in self.snapshots:
                     yield Snapshot(f"epoch/{name}", epoch, model, continues=epoch > min(self.snapshots))

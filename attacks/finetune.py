@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from bench import spec
-from bench.train import Fit, check_tuning, tuning
-from bench.types import Attack, ConfigError, Snapshot, Victim
+from bench.errors import ConfigError, at_least, choice
+from bench.types import Fit, Snapshot, TunedAttack, Victim
 
 
 @dataclass(frozen=True)
-class Finetune(Attack):
+class Finetune(TunedAttack):
     """Train on the attacker's data.
 
     mode: `ftal` all layers, `ftll` the last layer only, `rtal` and `rtll` the same with the last layer
@@ -26,22 +25,18 @@ class Finetune(Attack):
     needs_data = True
 
     mode: str
-    optimizer: str
-    lr: float
-    weight_decay: float
     epochs: int
     transfer: Any
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
-        check_tuning(self)
-        spec.at_least("attack.epochs", self.epochs, 1)
+        choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
+        at_least("attack.epochs", self.epochs, 1)
 
     def skip(self, victim: Victim) -> str | None:
         try:
-            if self.mode != "ftal":
-                victim.task.head(victim.model)
+            if self.mode != "ftal" and victim.task.head(victim.model) is None:
+                raise victim.task.refuses("the network has no classifier to train alone or exchange: attack.mode=ftal")
         except ConfigError as error:
             return str(error)
         return None
@@ -52,7 +47,7 @@ class Finetune(Attack):
             task = victim.other
             model = task.adopt(model, victim.task, seed)
         elif self.mode.startswith("rt"):
-            model = task.new_head(model, seed)
+            model = task.adopt(model, task, seed)
         only = [task.head(model)] if self.mode.endswith("ll") else None
-        for epoch in fit.epochs(model, task, only=only, **tuning(self, self.epochs)):
+        for epoch in fit.epochs(model, task, only=only, **self.schedule(self.epochs)):
             yield Snapshot("epoch", epoch, model, moved=victim.other is not None, continues=epoch > 1)

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import metrics, spec
-from bench.train import Fit
-from bench.types import Attack, Key, Method, Snapshot, Victim
+from bench import metrics
+from bench.errors import at_least, increasing
+from bench.types import Attack, Fit, Key, Method, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Forge(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.steps", self.steps, 1, 10**6)
-        spec.at_least("attack.draws", self.draws, 1)
-        spec.increasing("attack.tries", self.tries, 1, 10**9)
+        increasing("attack.steps", self.steps, 1, 10**6)
+        at_least("attack.draws", self.draws, 1)
+        increasing("attack.tries", self.tries, 1, 10**9)
 
     def skip(self, victim: Victim) -> str | None:
         return None if victim.method.marks else "the method makes no claim that could be forged"

@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import spec
-from bench.train import Fit, check_tuning, tuning
-from bench.types import Attack, ConfigError, Key, Method, Snapshot, Victim
-from methods import layers
+from bench.errors import ConfigError, at_least, increasing
+from bench.models.weights import like, pointed
+from bench.types import Fit, Key, Method, Snapshot, TunedAttack, Victim
 
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Intercept(Attack):
+class Intercept(TunedAttack):
     """Every weight that any bit is read from, and no other, is altered.
 
     zeroed, negated, redrawn (from N(0, 1) times the layer's standard deviation): a fraction of those weights, nested as
@@ -33,16 +32,12 @@ class Intercept(Attack):
     fractions: list[float]
     sigmas: list[float]
     epochs: int
-    optimizer: str
-    lr: float
-    weight_decay: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.fractions", self.fractions, 0.0, 1.0)
-        spec.increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
-        spec.at_least("attack.epochs", self.epochs, 0)
-        check_tuning(self)
+        increasing("attack.fractions", self.fractions, 0.0, 1.0)
+        increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
+        at_least("attack.epochs", self.epochs, 0)
         if self.epochs and self.data == "none":
             raise ConfigError("attack.epochs of recovery need data: attack.data=attacker (or attack.epochs=0)")
 
@@ -59,7 +54,7 @@ class Intercept(Attack):
         state = copy.deepcopy(model.state_dict())
         original = {name: model.get_parameter(name).detach().clone() for name in masks}
         share = {name: torch.from_numpy(rng.random(tuple(w.shape))).to(w.device) for name, w in original.items()}
-        noise = {name: layers.like(w, rng) * w.std() for name, w in original.items()}
+        noise = {name: like(w, rng) * w.std() for name, w in original.items()}
         changes: dict[str, Change] = {
             "zeroed": lambda w, hit, z: torch.where(hit, 0.0, w),
             "negated": lambda w, hit, z: torch.where(hit, -w, w),
@@ -87,20 +82,8 @@ class Intercept(Attack):
         yield from self._recovered("rewritten", model, victim, fit)
 
     def _recovered(self, what: str, model: nn.Module, victim: Victim, fit: Fit) -> Iterator[Snapshot]:
-        for epoch in fit.epochs(model, victim.task, **tuning(self, self.epochs)) if self.epochs else ():
+        for epoch in fit.epochs(model, victim.task, **self.schedule(self.epochs)) if self.epochs else ():
             yield Snapshot(f"{what}, epoch", epoch, model, continues=True)
-
-
-def pointed(model: nn.Module, method: Method, key: Key) -> dict[str, Tensor]:
-    """Boolean masks of the weights that the bits are read from: those that a random mix of the logits depends on."""
-    y = method.logits(model, key)
-    names = [name for name in key.where if model.get_parameter(name).requires_grad]
-    weights = [model.get_parameter(name) for name in names]
-    mix = torch.linspace(1.0, 2.0, len(y), device=y.device) * torch.where(
-        torch.arange(len(y), device=y.device) % 2 > 0, 1, -1
-    )
-    slopes = torch.autograd.grad(y, weights, mix, allow_unused=True)
-    return {name: g != 0 for name, g in zip(names, slopes, strict=True) if g is not None and bool((g != 0).any())}
 
 
 def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, iterations: int = 200) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench import branches, spec
-from bench.train import Fit
-from bench.types import Attack, Snapshot, Victim
+from bench.errors import increasing
+from bench.models import branches
+from bench.types import Attack, Fit, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Meanfill(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.fractions", self.fractions, 0.0, 1.0)
+        increasing("attack.fractions", self.fractions, 0.0, 1.0)
 
     def skip(self, victim: Victim) -> str | None:
         return None if spatial(victim.model) else "the network has no convolution with more than one tap"

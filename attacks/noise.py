@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench import spec
-from bench.train import Fit
-from bench.types import Attack, ConfigError, Snapshot, Victim
-from methods import layers
+from bench.errors import ConfigError, choice, increasing
+from bench.models.weights import like, weights
+from bench.types import Attack, Fit, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Noise(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
-        spec.choice("attack.scope", self.scope, ("all", "marked"))
+        increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
+        choice("attack.scope", self.scope, ("all", "marked"))
         if self.scope == "marked" and not {"layer", "key"} & set(self.knows):
             raise ConfigError("attack.scope=marked needs to know the layer: attack.knows=[weights,layer]")
 
@@ -39,9 +38,9 @@ class Noise(Attack):
     @torch.no_grad()
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         model = copy.deepcopy(victim.model)
-        names = list(victim.where) if self.scope == "marked" else list(layers.weights(model))
+        names = list(victim.where) if self.scope == "marked" else list(weights(model))
         original = {name: model.get_parameter(name).detach().clone() for name in names}
-        noise = {name: layers.like(w, rng) * w.std() for name, w in original.items()}
+        noise = {name: like(w, rng) * w.std() for name, w in original.items()}
         for sigma in self.sigmas:
             for name, weight in original.items():
                 model.get_parameter(name).copy_(weight + sigma * noise[name])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from bench import spec
-from bench.train import Fit
-from bench.types import Attack, Key, Snapshot, Victim
+from bench.errors import at_least, choice, increasing
+from bench.types import Attack, Fit, Key, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class Overwrite(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.factors", self.factors, 0.0, 1e6)
-        spec.increasing("attack.lrs", self.lrs, 1e-9, 1e3)
-        spec.choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
-        spec.at_least("attack.epochs", self.epochs, 1)
+        increasing("attack.factors", self.factors, 0.0, 1e6)
+        increasing("attack.lrs", self.lrs, 1e-9, 1e3)
+        choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        at_least("attack.epochs", self.epochs, 1)
 
     def skip(self, victim: Victim) -> str | None:
         if victim.method.access == "outputs":
@@ -47,7 +46,7 @@ class Overwrite(Attack):
         start = copy.deepcopy(rng)
         model, key = self._embedded(victim, start, fit.using(epochs=0), 1.0)
         yield Snapshot("no training", None, model, claim=key)
-        tunable = hasattr(victim.method, "lambda_")
+        tunable = victim.method.tunable
         for lr in self.lrs:
             faster = fit.using(optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0)
             for factor in self.factors if tunable else [1.0]:
@@ -58,8 +57,7 @@ class Overwrite(Attack):
                     yield Snapshot("lr", lr, model, claim=key)
 
     def _embedded(self, victim: Victim, start: np.random.Generator, fit: Fit, factor: float) -> tuple[nn.Module, Key]:
-        own = {"situation": "finetune", "lambda_": factor * getattr(victim.method, "lambda_", 0.0)}
-        method = replace(victim.method, **{name: value for name, value in own.items() if hasattr(victim.method, name)})
+        method = victim.method.again(factor)
         # The same draws each time; where the strength is part of the key (frequency), it differs in that alone.
         key = method.keygen(victim.model, copy.deepcopy(start))
         return method.embed(copy.deepcopy(victim.model), key, victim.task, fit), key

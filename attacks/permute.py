@@ -1,6 +1,6 @@
 """Permutation and rescaling of channels: other weights, the same function.
 
-What may be exchanged is read off one forward pass, operation by operation (bench/symmetry.py), in three passes:
+What may be exchanged is read off one forward pass, operation by operation (bench/models/symmetry.py), in three passes:
 - `blocks`: where an axis is split (heads x dimensions), whole blocks move: attention heads;
 - `channels`: there, only within a block: the dimensions of each head, of q with k and of v with proj. All else as well:
   hidden units, residual streams (embeddings, class tokens, position codes), branches of a concatenation;
@@ -27,10 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import spec
-from bench.symmetry import Trace, extent
-from bench.train import Fit
-from bench.types import Attack, Snapshot, Victim
+from bench.errors import increasing
+from bench.models.symmetry import Trace, extent
+from bench.types import Attack, Fit, Snapshot, Victim
 
 TOLERANCE = 1e-4
 CHECKED = 8  # images
@@ -48,7 +47,7 @@ class Permute(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.scales", self.scales, 1.0, 1e3)
+        increasing("attack.scales", self.scales, 1.0, 1e3)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         example = victim.task.example(CHECKED)

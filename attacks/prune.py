@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import spec
-from bench.train import Fit, check_tuning, tuning
-from bench.types import Attack, ConfigError, Snapshot, Victim
-from methods import layers
+from bench.errors import ConfigError, at_least, choice, increasing
+from bench.models.weights import weights
+from bench.types import Fit, Snapshot, TunedAttack, Victim
 
 
 @dataclass(frozen=True)
-class Prune(Attack):
+class Prune(TunedAttack):
     """Zero the smallest (`magnitude`) or random weights; normalisation, biases and buffers are left alone.
 
     scope: `global` (one ranking over all weights), `layer` (the same fraction of each), `marked` (the layer that
@@ -29,19 +28,15 @@ class Prune(Attack):
     criterion: str
     scope: str
     finetune_after: int
-    optimizer: str
-    lr: float
-    weight_decay: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.ratios", self.ratios, 0.0, 1.0)
-        spec.choice("attack.criterion", self.criterion, ("magnitude", "random"))
-        spec.choice("attack.scope", self.scope, ("global", "layer", "marked"))
-        spec.at_least("attack.finetune_after", self.finetune_after, 0)
+        increasing("attack.ratios", self.ratios, 0.0, 1.0)
+        choice("attack.criterion", self.criterion, ("magnitude", "random"))
+        choice("attack.scope", self.scope, ("global", "layer", "marked"))
+        at_least("attack.finetune_after", self.finetune_after, 0)
         if self.scope == "marked" and not {"layer", "key"} & set(self.knows):
             raise ConfigError("attack.scope=marked needs to know the layer: attack.knows=[weights,layer]")
-        check_tuning(self)
         if self.finetune_after and self.data == "none":
             raise ConfigError("attack.finetune_after needs data: attack.data=attacker")
 
@@ -50,7 +45,7 @@ class Prune(Attack):
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         model = copy.deepcopy(victim.model)
-        names = list(victim.where) if self.scope == "marked" else list(layers.weights(model))
+        names = list(victim.where) if self.scope == "marked" else list(weights(model))
         groups = [names] if self.scope == "global" else [[name] for name in names]
         original = {name: model.get_parameter(name).detach().clone() for name in names}
         state = copy.deepcopy(model.state_dict()) if self.finetune_after else None
@@ -69,7 +64,7 @@ class Prune(Attack):
                     model,
                     victim.task,
                     step=lambda _, held=held, keep=keep: [w.mul_(keep[n]) for n, w in held.items()],
-                    **tuning(self, self.finetune_after),
+                    **self.schedule(self.finetune_after),
                 )
             yield Snapshot("ratio", ratio, model)
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import spec
-from bench.train import Fit
-from bench.types import Attack, Snapshot, Victim
-from methods import layers
+from bench.errors import choice, increasing
+from bench.models.weights import weights
+from bench.types import Attack, Fit, Snapshot, Victim
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,13 @@ class Quantize(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.bits", self.bits, 2, 16)
+        increasing("attack.bits", self.bits, 2, 16)
         for item in self.granularity:
-            spec.choice("attack.granularity", item, ("tensor", "channel"))
+            choice("attack.granularity", item, ("tensor", "channel"))
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         model = copy.deepcopy(victim.model)
-        original = {name: w.detach().clone() for name, w in layers.weights(model).items()}
+        original = {name: w.detach().clone() for name, w in weights(model).items()}
         for granularity in self.granularity:
             for bits in self.bits:
                 with torch.no_grad():

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.postprocess import Changed, untouchable
+from attacks._outputs import Changed, untouchable
 from bench import spec
-from bench.pictures import seen
-from bench.train import Fit
-from bench.types import Attack, Snapshot, Victim
+from bench.data.pixels import seen
+from bench.errors import increasing
+from bench.types import Attack, Fit, Snapshot, Victim
 
 BATCH = 64
 
@@ -36,7 +36,7 @@ class Residual(Attack):
         super().__post_init__()
         for name in ("pairs", "highpass"):
             if getattr(self, name):
-                spec.increasing(f"attack.{name}", getattr(self, name), 1, 10**9)
+                increasing(f"attack.{name}", getattr(self, name), 1, 10**9)
 
     def skip(self, victim: Victim) -> str | None:
         return untouchable(victim)

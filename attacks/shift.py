@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench import spec
-from bench.train import Fit, check_tuning, tuning
-from bench.types import Attack, ConfigError, Snapshot, Victim
-from methods import layers
+from bench.errors import ConfigError, at_least, increasing
+from bench.models.weights import like, weights
+from bench.types import Fit, Snapshot, TunedAttack, Victim
 
 
 @dataclass(frozen=True)
-class Shift(Attack):
+class Shift(TunedAttack):
     """W - strength x (mean filter of the layer) - noise x std x N(0, 1), then `epochs` of fine-tuning.
 
     As in the authors' code, for every convolution (and, ours, linear weight: transformers have few convolutions); its
@@ -27,24 +26,20 @@ class Shift(Attack):
 
     strengths: list[float]
     noise: float
-    optimizer: str
-    lr: float
-    weight_decay: float
     epochs: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spec.increasing("attack.strengths", self.strengths, 0.0, 1e6)
-        check_tuning(self)
+        increasing("attack.strengths", self.strengths, 0.0, 1e6)
         if self.noise < 0:
             raise ConfigError(f"attack.noise={self.noise}: must be at least 0")
-        spec.at_least("attack.epochs", self.epochs, 0)
+        at_least("attack.epochs", self.epochs, 0)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
-        noise = {name: layers.like(w, rng) for name, w in layers.weights(victim.model).items()}
+        noise = {name: like(w, rng) for name, w in weights(victim.model).items()}
         for strength in self.strengths:
             model = copy.deepcopy(victim.model)
             with torch.no_grad():
-                for name, w in layers.weights(model).items():
+                for name, w in weights(model).items():
                     w -= strength * w.mean(0, keepdim=True) + self.noise * w.std() * noise[name]
-            yield Snapshot("strength", strength, fit(model, victim.task, **tuning(self, self.epochs)))
+            yield Snapshot("strength", strength, fit(model, victim.task, **self.schedule(self.epochs)))

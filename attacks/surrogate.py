@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import outputs, spec
-from bench.pictures import seen
-from bench.train import Fit, check_tuning
-from bench.types import Attack, ConfigError, Snapshot, Task, Victim
-from methods.barrier import Discriminator
+from bench import spec
+from bench.data import changes
+from bench.data.pixels import seen
+from bench.errors import ConfigError, at_least, choice, existing
+from bench.models.discriminator import Discriminator
+from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
 LOSSES = ("l2", "l1", "gan", "perceptual")
 SHIFT = 4  # pixels that a crop moves a picture at most
@@ -26,7 +26,7 @@ LAYERS = (3, 8)  # of VGG-16's features: relu1_2 and relu2_2 (Johnson et al. 201
 
 
 @dataclass(frozen=True)
-class Surrogate(Attack):
+class Surrogate(TunedAttack):
     """Each of `surrogates`, NAME/LOSS, learns the victim's 8-bit outputs for the attacker's inputs.
 
     NAME is `same`, the victim's published architecture without what the method adds, or one of `students`, conf/model
@@ -35,7 +35,7 @@ class Surrogate(Attack):
     of torchvision's (`vgg`) or random where there is none (as deep networks' features are without training; ours).
     augment: `none`, `flip` (half of the pairs mirrored) or `crop` (pairs shifted by up to 4 pixels, what is empty
     reflected); both pictures of a pair alike, after the service has seen the input. before: what the attacker does to
-    the outputs first (bench.outputs): none, jpeg, noise, blur or resize, with `strength`.
+    the outputs first (bench.data.changes): none, jpeg, noise, blur or resize, with `strength`.
     A snapshot after the last epoch. clean: those of the surrogates that the judge trains on the unmarked host's outputs
     as well.
     """
@@ -46,11 +46,8 @@ class Surrogate(Attack):
     surrogates: list[str]
     students: dict[str, Any]
     epochs: int
-    optimizer: str
-    lr: float
-    weight_decay: float
     weight: float
-    vgg: str | None
+    vgg: str | None = spec.file()
     augment: str
     before: str
     strength: float
@@ -58,21 +55,19 @@ class Surrogate(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_tuning(self)
-        spec.at_least("attack.epochs", self.epochs, 1)
-        spec.choice("attack.augment", self.augment, ("none", "flip", "crop"))
-        outputs.check("attack.before", self.before, self.strength)
+        at_least("attack.epochs", self.epochs, 1)
+        choice("attack.augment", self.augment, ("none", "flip", "crop"))
+        changes.check("attack.before", self.before, self.strength)
         if not self.surrogates:
             raise ConfigError("attack.surrogates is empty: [same/l2]")
         for item in self.surrogates:
             name, _, loss = item.partition("/")
-            spec.choice("attack.surrogates", name, ("same", *self.students))
-            spec.choice("attack.surrogates", loss, LOSSES)
+            choice("attack.surrogates", name, ("same", *self.students))
+            choice("attack.surrogates", loss, LOSSES)
         if strange := [item for item in self.clean if item not in self.surrogates]:
             which = f"set attack.clean=[{self.surrogates[0]}], or []"
             raise ConfigError(f"attack.clean={strange[0]}: not one of attack.surrogates; {which}")
-        if self.vgg is not None and not Path(self.vgg).is_file():
-            raise ConfigError(f"attack.vgg={self.vgg}: no such file")
+        existing("attack.vgg", self.vgg)
 
     @property
     def twin(self) -> Surrogate | None:
@@ -95,9 +90,8 @@ class Surrogate(Attack):
         def target(images: Tensor) -> Tensor:
             with torch.no_grad():
                 given = seen(victim.model(images))
-            return outputs.processed(given, self.before, self.strength, None)
+            return changes.processed(given, self.before, self.strength, None)
 
-        schedule = {name: getattr(self, name) for name in ("optimizer", "lr", "weight_decay", "epochs")}
         for item in self.surrogates:
             name, _, distance = item.partition("/")
             model = victim.fresh(seed) if name == "same" else self._student(task, name, seed)
@@ -108,7 +102,7 @@ class Surrogate(Attack):
                 images, wanted = self._augmented(images, target(images))
                 return distance(both[0](images).float(), wanted)
 
-            fit(nn.ModuleList([model, *more]), task, loss=loss, **schedule)
+            fit(nn.ModuleList([model, *more]), task, loss=loss, epochs=self.epochs, **self.tuning)
             suffix = "" if self.augment == "none" else f"/{self.augment}"
             yield Snapshot(f"{item}{suffix}", self.epochs, model)
 

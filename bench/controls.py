@@ -1,31 +1,49 @@
-"""The protocol's second control: keys that nobody embedded, tried on the victim. Those that verify are false positives.
+"""What must not verify: the host and, for a mark in outputs, whatever else is clean; keys that nobody embedded.
 
-The first control, the host under the owner's key, is a row of every run (bench.run.attack_rows).
+One that does makes every verdict of its run worthless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from bench import cache, metrics, spec
+from bench import gallery, metrics, stages
+from bench.errors import UserError
 from bench.experiment import Experiment
-from bench.types import Key, UserError
+from bench.store.cache import cached
+from bench.types import Attack, Key, Snapshot, Task
 
 VERSION = 3  # 2: keys drawn for another network; 3: p-values by the method's own null
 CHECKED = 3  # keys that are read a second time, by the method's own extract
 
 
-def random_keys(
-    x: Experiment, victim: Callable[[], tuple[nn.Module, Key]], other: Callable[[], nn.Module]
-) -> dict[str, Any] | None:
-    """`verify.keys` keys, message and secret drawn by strangers for a network of their own, tried on the marked one.
+def in_outputs(x: Experiment) -> bool:
+    """Whether the mark is read from outputs: every network has some, and more controls are due."""
+    return x.method.marks and x.method.access == "outputs"
 
-    `victim` gives the marked network and its key, `other` the strangers' network: same architecture, other weights.
+
+def clean(x: Experiment) -> Iterator[tuple[Task, Snapshot]]:
+    """Controls of a mark in outputs: the inputs, and what they should become, as if a network gave them; each with the
+    task whose pictures it is judged on."""
+    identity = gallery.identity(x)
+    for name, task in (("inputs", x.task), ("truth", x.task.undegraded())):
+        yield task, Snapshot(f"clean/{name}", None, identity)
+
+
+def twin(x: Experiment) -> Attack | None:
+    """What is made of the unmarked host as well, where a mark is read from outputs."""
+    return x.attack.twin if in_outputs(x) else None
+
+
+def random_keys(x: Experiment) -> dict[str, Any] | None:
+    """`verify.keys` keys, message and secret drawn by strangers for a network of their own (same architecture, other
+    weights), tried on the marked one.
+
     Returns {random_keys, false_positives, mean_ber, least_log10_p}: how many were tried and verified, what they read.
     None for a method without a mark, or without keys to draw, or no keys.
     Verification is the judge's, with every check the method prescribes.
@@ -33,8 +51,12 @@ def random_keys(
     """
     if not x.method.marks or not x.verify.keys:
         return None
+
+    def build(_: object) -> dict[str, Any]:
+        return _tried(x, *stages.opened(x, stages.mark(x, warn=False)), stages.skeleton(x, "stranger"))
+
     identity = {**x.mark_identity, "keys": x.verify.keys, "control": VERSION}
-    tried = cache.cached(x.cache, "control", identity, lambda _: _tried(x, *victim(), other()), x.say)
+    tried = cached(x.cache, "control", identity, build, x.say)
     if not tried["ber"]:
         return None
     passed = [metrics.is_detected(p, x.verify.alpha) for p in tried["log10_p"]]
@@ -45,8 +67,8 @@ def random_keys(
 
 def _tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[str, Any]:
     """BER, p-value and acceptance of every key. Raises UserError where `trials` reads other bits than `extract`."""
-    x.say(f"control: {x.verify.keys:,} random keys on {spec.kind(x.method)}'s mark")
-    draws = np.random.default_rng(spec.derive(x.seed, "judge", "keys"))
+    x.say(f"control: {x.verify.keys:,} random keys on {x.method_name}'s mark")
+    draws = x.rng("judge", "keys")
     errors, p_values, accepts = [], [], []
     with torch.inference_mode(), x.progress("random keys", x.verify.keys) as step:
         for key, soft in x.method.trials(model, own, other, draws, x.verify.keys, x.task):
@@ -54,7 +76,7 @@ def _tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[
             errors.append(error)
             p_values.append(log10_p)
             if len(errors) <= CHECKED and error != metrics.ber(x.method.extract(model, key, x.task), key.message):
-                kind = spec.kind(x.method)
+                kind = x.method_name
                 raise UserError(f"{kind}.trials reads other bits than {kind}.extract: it controls another detector")
             accepts.append(bool(x.method.accepts(key)))
             step()

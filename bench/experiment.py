@@ -1,43 +1,39 @@
-"""A configuration with every node built and checked, and the hashes that name what follows from it."""
+"""A configuration with every node built and checked: hashes that name what follows from it, seeds, names."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from bench import models, spec
-from bench.cache import Cache, sha256
+from bench import machine, spec
+from bench.errors import ConfigError
 from bench.loggers import Log, Logger
-from bench.terminal import Progress, unseen
+from bench.models.base import Network
+from bench.progress import Progress, silent, unseen
+from bench.store.cache import Cache
 from bench.train import Train
-from bench.types import Attack, ConfigError, Method, Row, Task
-
-if TYPE_CHECKING:
-    from bench.gallery import Gallery
-
-ROOT = Path(__file__).resolve().parents[1]
+from bench.types import Attack, Method, Row, Task
 
 
 @dataclass(frozen=True)
 class Verify:
-    """The judge's numbers: the p-value at which a mark is detected; utility points an attack may cost; how many random
-    keys are tried on the victim, the control that measures false positives."""
+    """The judge's numbers: the p-value at which a mark is detected; utility points an attack may cost (None: the task's
+    own number); how many random keys are tried on the victim, the control that measures false positives."""
 
     alpha: float
-    max_damage: float
+    max_damage: float | None
     keys: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or self.max_damage < 0 or self.keys < 0:
+        if not 0 < self.alpha < 1 or (self.max_damage or 0) < 0 or self.keys < 0:
             raise ConfigError("verify: alpha must be in (0, 1), max_damage and keys at least 0")
 
 
@@ -53,23 +49,18 @@ class Options:
     debug: bool
 
 
-def silent(line: str) -> None:
-    """The `say` of a caller that wants no progress lines."""
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A configuration with every node built and checked: what a run is a function of.
 
-    `other` is the data set that the attack moves to, if it names one. `say`, `progress` and `log` hear how it goes;
-    `gallery` collects what a mark in pictures looks like.
+    `other` is the data set that the attack moves to, if it names one. `say`, `progress` and `log` hear how it goes.
     """
 
     cfg: DictConfig
     options: Options
     method: Method
     attack: Attack
-    model: models.Model
+    model: Network
     data: Any
     train: Train
     verify: Verify
@@ -81,7 +72,6 @@ class Experiment:
     say: Callable[[str], None]
     progress: Progress = unseen
     log: Log = field(default_factory=Log)
-    gallery: Gallery | None = None
 
     @property
     def seed(self) -> int:
@@ -90,6 +80,21 @@ class Experiment:
     @property
     def results(self) -> Path:
         return Path(self.options.results_dir)
+
+    @property
+    def method_name(self) -> str:
+        return spec.kind(self.method)
+
+    @property
+    def attack_name(self) -> str:
+        return spec.kind(self.attack)
+
+    def seeded(self, *roles: object) -> int:
+        """The seed of one role in this replicate."""
+        return spec.derive(self.seed, *roles)
+
+    def rng(self, *roles: object) -> np.random.Generator:
+        return np.random.default_rng(self.seeded(*roles))
 
     @cached_property
     def host_identity(self) -> dict[str, Any]:
@@ -104,41 +109,15 @@ class Experiment:
     @cached_property
     def mark_identity(self) -> dict[str, Any]:
         """All that determines the marked weights and the key."""
-        method = {
-            "name": spec.kind(self.method),
-            "version": self.method.version,
-            **spec.canonical(self.method),
-        }
-        if method.get("surrogate"):
-            method["surrogate"] = spec.build(method["surrogate"], "method.surrogate").identity()
-        if method.get("logo"):
-            method["logo"] = sha256(Path(method["logo"]))
-        return {**self.host_identity, "method": method}
+        method = spec.identity(self.method, "method")
+        return {**self.host_identity, "method": {"name": self.method_name, "version": self.method.version, **method}}
 
     @cached_property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Every tensor of the marked network by name."""
-        model = self.method.extend(self.task.build(self.model, 0), self.task, 0)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
     def hashes(self) -> tuple[str, str]:
         """(run_id, config_hash): with the seeds and without them."""
-        attack = {
-            "name": spec.kind(self.attack),
-            "version": self.attack.version,
-            **spec.canonical(self.attack),
-        }
-        if self.other is not None:
-            attack["transfer"] = self.other.identity  # by content, not by place
-        if attack.get("student"):
-            attack["student"] = spec.build(attack["student"], "attack.student").identity()
-        if attack.get("vgg"):
-            attack["vgg"] = sha256(Path(attack["vgg"]))
-        if attack.get("students"):
-            attack["students"] = {
-                name: spec.build(node, f"attack.students.{name}").identity()
-                for name, node in attack["students"].items()
-            }
+        other = {} if self.other is None else {"transfer": self.other.identity}  # by content, not by place
+        attack = spec.identity(self.attack, "attack", **other)
+        attack = {"name": self.attack_name, "version": self.attack.version, **attack}
         everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
         run_id = spec.digest(everything)
         everything.pop("seed")
@@ -146,44 +125,51 @@ class Experiment:
         attack["seed"] = "as seed" if self.attack.seed == self.seed else self.attack.seed
         return run_id, spec.digest(everything)
 
+    @property
+    def run_id(self) -> str:
+        return self.hashes[0]
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every tensor of the marked network by name."""
+        model = self.method.extend(self.task.build(self.model, 0), self.task, 0)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
     def row(self, knob: str, **values: Any) -> Row:
-        run_id, config_hash = self.hashes()
+        run_id, config_hash = self.hashes
         facts = {
             "run_id": run_id,
-            "method": spec.kind(self.method),
-            "attack": spec.kind(self.attack),
+            "method": self.method_name,
+            "attack": self.attack_name,
             "model": self.model.title,
             "data": self.data.name,
             "seed": self.seed,
             "knob": knob,
-            "device": device_name(self.device),
+            "device": machine.device_name(self.device),
             "config_hash": config_hash,
-            "commit": commit(),
+            "commit": machine.commit(),
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         return Row(**{**facts, **values})
 
 
 def prepare(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Progress = unseen) -> Experiment:
-    """Build and check every node before anything costs time. Raises ConfigError or UserError."""
+    """Build and check every node before anything costs time. Raises ConfigError or UserError.
+
+    Writes into `cfg` what is the task's own where nobody chose it (verify.max_damage): who judges by it reads a number.
+    """
     names = [f.name for f in fields(Options)]
     options = spec.build({"_target_": "bench.experiment.Options", **{name: cfg.get(name) for name in names}}, "")
     groups = ("method", "attack", "model", "data", "train", "verify", "cache", "logger")
     node = {name: spec.build(cfg.get(name), name) for name in groups}
     task = spec.build(cfg.task, "task")
-    device = pick_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    # cuBLAS reads this when the first handle is made; without it matrix products refuse to be deterministic.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # use_deterministic_algorithms(True, warn_only=True), which would import torch's compiler first: a second or more.
-    torch.set_deterministic_debug_mode("warn")
-    # It would also fill every new tensor with nan, lest anybody reads what was never written: a fifth of the time of a
-    # small network's step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # what it would tell the compiler
+    device = machine.pick_device(options.device)
+    machine.deterministic(options.threads)
     node["train"] = node["train"].resolved(device)
     opened, other = task.open(node["data"], node["cache"], device, say), None
+    if node["verify"].max_damage is None:
+        node["verify"] = replace(node["verify"], max_damage=opened.max_damage)
+        OmegaConf.update(cfg, "verify.max_damage", opened.max_damage)
     if (transfer := getattr(node["attack"], "transfer", None)) is not None:
         if not isinstance(transfer, dict):
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")
@@ -191,30 +177,3 @@ def prepare(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Prog
     node["attack"].fits(opened)
     heard = {"say": say, "progress": progress}
     return Experiment(cfg=cfg, options=options, task=opened, other=other, device=device, **heard, **node)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError for a device that this machine lacks."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name} is not to be had here: {str(error).splitlines()[0]}; try auto") from error
-    return device
-
-
-@lru_cache
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-@lru_cache
-def commit() -> str | None:
-    """The harness's own commit, with `+` for uncommitted changes; None outside a checkout."""
-    try:
-        head = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(head, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

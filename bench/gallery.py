@@ -1,5 +1,5 @@
-"""What a mark read from pictures looks like: numbers beside the verdicts (bench.readings has their tables), and a
-figure of a run's suspects.
+"""What a mark read from pictures looks like: numbers beside the verdicts (bench.report.readings has their tables),
+and a figure of a run's suspects.
 
 For methods whose `access` is `outputs`, which have `read` and `readings` beside `extract`.
 """
@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench import networks, spec
-from bench.metrics import suspect
-from bench.pictures import seen
-from bench.tasks.restoration import similarity
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from bench.experiment import Experiment
-    from bench.types import Key
+from bench.data.pixels import seen
+from bench.experiment import Experiment
+from bench.metrics import similarity, suspect
+from bench.models.anatomy import receptive_field
+from bench.types import Key
 
 AMPLIFIED = 10
 COLUMNS = ("input", "unmarked output", "its output", f"difference x{AMPLIFIED}", "read from it")
@@ -48,7 +43,7 @@ class Gallery:
             self.inputs, self.unmarked = x.task.answers(identity(x)).cpu(), outputs
         pair = self.unmarked.to(torch.uint8), outputs.to(torch.uint8)
         alike = {f"{name}_to_unmarked": similarity(*pair, name) for name in ("psnr", "ssim")}
-        numbers = {**alike, **x.method.readings(maps, key), "sees": networks.receptive_field(model, x.task.example())}
+        numbers = {**alike, **x.method.readings(maps, key), "sees": receptive_field(model, x.task.example())}
         self.numbers.append({"knob": knob, "strength": strength, **numbers})
         difference = seen(127.5 + AMPLIFIED * (outputs - self.unmarked))
         columns = self.inputs, self.unmarked, outputs, difference, seen(255 * maps)
@@ -62,7 +57,8 @@ class Gallery:
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
-        from bench.plots import STYLE, save
+        from bench.report.figures.static import save
+        from bench.report.style import STYLE
 
         with mpl.rc_context({**STYLE, "axes.grid": False}):
             count = 2 * len(self.panels)
@@ -91,7 +87,7 @@ class Gallery:
 
 def path(x: Experiment) -> Path:
     """Where a run's pictures are, without the ending."""
-    return x.results / "figures" / f"{spec.kind(x.method)}_{spec.kind(x.attack)}_{x.hashes()[0]}"
+    return x.results / "figures" / f"{x.method_name}_{x.attack_name}_{x.run_id}"
 
 
 def identity(x: Experiment) -> nn.Module:

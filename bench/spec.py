@@ -1,4 +1,4 @@
-"""YAML node -> validated dataclass; canonical form, hash and seed of a stage.
+"""YAML node -> validated dataclass; canonical form, identity, hash and seed of a stage.
 
 The yaml is the only place where a default lives: the dataclass named by `_target_` is its schema, and a key it
 does not know, a value of the wrong type and a missing value are each one line that lists what is valid.
@@ -6,45 +6,17 @@ does not know, a value of the wrong type and a missing value are each one line t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.types import ConfigError
-
-
-def near(name: str, valid: Iterable[str], all_below: int = 40) -> str:
-    """`did you mean ...; valid: ...`, for the end of an error line."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
-    return hint + (f"valid: {', '.join(valid)}" if len(valid) <= all_below else f"{len(valid)} names are valid")
-
-
-def choice(name: str, value: Any, valid: Iterable[str]) -> None:
-    """Raises ConfigError unless value is one of valid."""
-    valid = tuple(valid)
-    if value not in valid:
-        raise ConfigError(f"{name}={value}: not known; {near(str(value), valid)}")
-
-
-def at_least(name: str, value: float, bound: float) -> None:
-    """Raises ConfigError for a number below its bound."""
-    if value < bound:
-        raise ConfigError(f"{name}={value}: must be at least {bound}")
-
-
-def increasing(name: str, values: list, low: float, high: float) -> None:
-    """Raises ConfigError unless a list of strengths is non-empty, distinct and within [low, high]."""
-    if not values or len(set(values)) != len(values) or min(values) < low or max(values) > high:
-        raise ConfigError(f"{name}={values}: needs distinct values from {low} to {high}, at least one")
+from bench.errors import ConfigError, near
 
 
 def target(node: DictConfig | dict, where: str) -> type:
@@ -83,6 +55,46 @@ def kind(obj: Any) -> str:
     return type(obj).__module__.rpartition(".")[2]
 
 
+def file() -> Any:
+    """A dataclass field (`logo: str | None = spec.file()`) that holds a file's path, which hashes tell by its content.
+
+    Whoever declares it checks that the file is there (errors.existing).
+    """
+    return field(metadata={"file": True})
+
+
+def identity(obj: Any, where: str, **told: Any) -> dict[str, Any]:
+    """What a stage hash covers of a dataclass: its canonical form, files by their content, and nodes (dicts with a
+    `_target_`, inside dicts too) by the identities of what they build.
+
+    told: identities of fields that somebody knows better. where: what errors call it. Raises ConfigError.
+    """
+
+    def known(value: Any, at: str) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "_target_" not in value:
+            return {key: known(item, f"{at}.{key}") for key, item in value.items()}
+        made = build(value, at)
+        return made.identity() if hasattr(made, "identity") else identity(made, at)
+
+    found = canonical(obj)
+    for f in fields(obj):
+        value = getattr(obj, f.name)
+        if f.name in told:
+            found[f.name] = told[f.name]
+        elif f.metadata.get("file"):
+            found[f.name] = sha256(Path(value)) if value else None
+        else:
+            found[f.name] = known(found[f.name], f"{where}.{f.name}")
+    return found
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def canonical(obj: Any) -> Any:
     """A dataclass, tensor-free, as plain JSON values with its class name: what a hash is taken over."""
     if is_dataclass(obj) and not isinstance(obj, type):
@@ -92,6 +104,14 @@ def canonical(obj: Any) -> Any:
     if isinstance(obj, (list, tuple)):
         return [canonical(v) for v in obj]
     return obj
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration's leaves by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def digest(obj: Any, length: int = 16) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench import spec
+from bench.data.pixels import seen
 from bench.experiment import Experiment
-from bench.pictures import seen
+from bench.machine import device_of
 from bench.types import Key, Victim
 
 
@@ -16,7 +16,7 @@ class Service(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.register_buffer("input_mean", model.input_mean.clone())  # where it is called, as of any network here
+        self.register_buffer("place", torch.empty(0, device=device_of(model)))  # where it is to be called
 
         def ask(images: Tensor) -> Tensor:
             with torch.no_grad():
@@ -46,5 +46,5 @@ def out_of_reach(x: Experiment) -> str:
     """Why an attack that opens the network cannot be made on a victim that is not released, or an empty string."""
     if x.method.released or "weights" not in x.attack.needs:
         return ""
-    service = f"{spec.kind(x.method)}'s victim is a service: method.absorbed=true releases it"
+    service = f"{x.method_name}'s victim is a service: method.absorbed=true releases it"
     return f"n/a: the attack needs the weights, and {service}"

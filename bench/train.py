@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bench import spec
-from bench.terminal import Progress, unseen
-from bench.types import ConfigError, Task, UserError
+from bench.errors import UserError, at_least, choice
+from bench.progress import Progress, unseen
+from bench.types import Task
 
 QUIET = 5.0  # seconds between progress lines
 
@@ -44,11 +45,11 @@ class Train:
     compile: bool
 
     def __post_init__(self) -> None:
-        spec.choice("train.optimizer", self.optimizer, ("sgd", "adamw"))
-        spec.choice("train.schedule", self.schedule, ("constant", "cosine", "step"))
-        spec.choice("train.precision", self.precision, ("auto", "float32", "bfloat16"))
-        spec.at_least("train.batch_size", self.batch_size, 2)
-        spec.at_least("train.epochs", self.epochs, 0)
+        choice("train.optimizer", self.optimizer, ("sgd", "adamw"))
+        choice("train.schedule", self.schedule, ("constant", "cosine", "step"))
+        choice("train.precision", self.precision, ("auto", "float32", "bfloat16"))
+        at_least("train.batch_size", self.batch_size, 2)
+        at_least("train.epochs", self.epochs, 0)
         if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise UserError("train: lr must be above 0, weight_decay at least 0, warmup in [0, 1)", 2)
 
@@ -100,6 +101,10 @@ class Fit:
     def using(self, **schedule: Any) -> Fit:
         """The same loop with fields of the schedule replaced (lr=, epochs=, ...)."""
         return replace(self, train=replace(self.train, **schedule))
+
+    def seeded(self, seed: int) -> Fit:
+        """The same loop with other draws."""
+        return replace(self, seed=seed)
 
     def __call__(self, model: nn.Module, task: Task, **how: Any) -> nn.Module:
         """Train to the end, in place; arguments as `epochs`."""
@@ -171,19 +176,6 @@ class Fit:
                     self.say(f"  epoch {epoch} of {config.epochs}: loss {float(total) / per_epoch:.4f}")
                 yield epoch
         model.eval().requires_grad_(True)
-
-
-def check_tuning(attack: Any) -> None:
-    """Raises ConfigError for an optimizer, lr or weight_decay of an attack that no schedule can take."""
-    spec.choice("attack.optimizer", attack.optimizer, ("sgd", "adamw"))
-    if attack.lr <= 0 or attack.weight_decay < 0:
-        raise ConfigError("attack: lr must be above 0, weight_decay at least 0")
-
-
-def tuning(attack: Any, epochs: int) -> dict[str, Any]:
-    """The schedule of an attack that fine-tunes for some epochs: its own optimizer, lr, weight_decay; constant."""
-    own = {name: getattr(attack, name) for name in ("optimizer", "lr", "weight_decay")}
-    return {**own, "epochs": epochs, "schedule": "constant", "warmup": 0.0}
 
 
 def _select(model: nn.Module, only: Collection[str] | None) -> list[nn.Parameter]:

@@ -1,37 +1,24 @@
-"""The words every room of the harness shares: keys, victims, snapshots, rows, and the protocols.
+"""The plug-in interface: the words that methods, attacks, tasks and the harness share, with shapes and units.
 
-Nothing here imports torch at run time, so that the command line can name these types cheaply.
+Who writes a method derives from `Method`, an attack from `Attack` (or `TunedAttack`), a task from `Task`: each a frozen
+dataclass, whose fields are the keys of its yaml. docs/extending.md has a recipe of each. When what is called: `fits`;
+by the owner `extend`, `keygen`, `embed`, `extract`; by the attacker `skip`, `run`; by the judge `extract`, `evidence`,
+`accepts` and `utility` of host, victim and each snapshot; then `trials`. Networks are in eval mode and on the task's
+device when they change hands. All randomness comes from what is handed over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from bench import metrics
+from bench.errors import ConfigError, choice
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
-
-    from bench.train import Fit
-
-
-class UserError(Exception):
-    """Something the user can mend: shown as one line, never as a traceback.
-
-    `code` is the exit status: 2 for a configuration that cannot be, 1 for a run that went wrong.
-    """
-
-    def __init__(self, message: str, code: int = 1):
-        super().__init__(" ".join(str(message).split()))
-        self.code = code
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be: unknown name, wrong type, a layer that is too small."""
-
-    def __init__(self, message: str):
-        super().__init__(message, code=2)
 
 
 @dataclass(frozen=True)
@@ -53,9 +40,8 @@ class Victim:
 
     The method and its parameters are public (Kerckhoffs), the key is not; `task` is the attacker's view of the data,
     which refuses the owner's, and `other` another data set to move to, if the attack names one. `fresh(seed)` gives an
-    untrained network of the published architecture, without what the method adds to it. `where` is filled only for an
-    attack whose `knows` lists `layer` or `key`, and `key` only for one that lists `key`: nothing else of the owner's
-    secret can be reached from here.
+    untrained network of the published architecture, without what the method adds to it. Of the owner's secret there is
+    `where` for an attack that `knows` layer or key, and `key` for one that knows the key: nothing else.
     """
 
     model: nn.Module
@@ -85,53 +71,182 @@ class Snapshot:
     skipped: str = ""
 
 
-class Task(Protocol):
-    """Data splits, loss and utility of what the model does; methods and attacks see nothing else of it."""
+class Fit(Protocol):
+    """The training loop bound to a schedule and a seed (bench.train.Fit): what `embed` and `run` are handed.
 
-    name: str
-    gives: str  # what its networks give: classes or pictures
-    utility_name: str
-    train: str
-    identity: dict[str, Any]
+    seed: of batches, augmentation and dropout. train: the schedule, read-only (batch_size, epochs, lr, ...).
+    """
 
-    def size(self, split: str) -> int: ...
-    def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[Any]: ...
-    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
-    def distill(self, model: nn.Module, teacher: nn.Module, batch: Any) -> Tensor: ...
-    def inputs(self, batch: Any) -> Tensor: ...
-    def divergence(self, outputs: Tensor, others: Tensor) -> Tensor: ...
-    def example(self, count: int = 2) -> Tensor: ...
-    def utility(self, model: nn.Module, split: str = "test") -> float: ...
-    def view(self, role: str) -> Task: ...
-    def build(self, model: Any, seed: int) -> nn.Module: ...
-    def head(self, model: nn.Module) -> str: ...
-    def new_head(self, model: nn.Module, seed: int) -> nn.Module: ...
-    def transfer(self, data: Any) -> Task: ...
-    def adopt(self, model: nn.Module, old: Task, seed: int) -> nn.Module: ...
+    seed: int
+    train: Any
+
+    def using(self, **schedule: Any) -> Fit:
+        """The same loop with fields of the schedule replaced (lr=, epochs=, ...)."""
+
+    def seeded(self, seed: int) -> Fit:
+        """The same loop with other draws."""
+
+    def __call__(self, model: nn.Module, task: Task, **how: Any) -> nn.Module:
+        """Train to the end, in place; arguments as `epochs`. Returns the model in eval mode."""
+
+    def epochs(self, model: nn.Module, task: Task, **how: Any) -> Iterator[int]:
+        """Train in place on `task.train`, yielding the epoch's number (from 1) after each, in eval mode.
+
+        penalty=: a function of the model whose scalar is added to the loss, in float32; step=: one called after each
+        optimiser step, without gradients; loss=: one of (model, batch) in place of the task's. only=: names of the
+        modules that train; all else, normalisation statistics too, stays. Other keywords replace the schedule's.
+        """
+
+
+# The attacker never sees the owner's data, nobody trains or chooses on test, and an attack that states no data gets
+# none.
+ALLOWED = {
+    "owner": ("owner", "validation"),
+    "attacker": ("attacker", "validation"),
+    "outsider": (),
+    "judge": ("owner", "attacker", "validation", "test"),
+}
+SETTLED = "there are no other classes to move to: attack.transfer=null"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model does: data splits (owner, attacker, validation, test), loss and utility; methods and attacks see
+    nothing else of it. A batch is whatever `batches` yields; `loss`, `distill` and `inputs` take it apart.
+
+    role: who looks, of ALLOWED; it decides which splits may be drawn. `open(data, cache, device, say)` of the yaml's
+    dataclass makes a task. Class attributes or properties: kind, its name in conf/task; name, the data set's in tables;
+    gives, what its networks give; utility_name; max_damage, the points of utility a success may cost; identity, what a
+    stage hash covers: the data by content, splits, all that changes a batch.
+    """
+
+    kind: ClassVar[str]
+    gives: ClassVar[str]
+    name: ClassVar[str]
+    utility_name: ClassVar[str]
+    max_damage: ClassVar[float]
+    identity: ClassVar[dict[str, Any]]
+
+    role: str = field(default="judge", kw_only=True)
+
+    @property
+    def train(self) -> str:
+        """The split that this role trains on."""
+        return "owner" if self.role == "judge" else self.role
+
+    @property
+    def asks(self) -> str:
+        """The split on whose inputs this role looks at what a network gives."""
+        return "test" if self.role == "judge" else "validation"
+
+    def view(self, role: str) -> Task:
+        """The same task as a role of ALLOWED sees it. PermissionError for another's: nobody gets back to more."""
+        if self.role not in ("judge", role):
+            raise PermissionError(f"the {self.role} cannot take the view of the {role}")
+        return replace(self, role=role)
+
+    def check(self, split: str) -> None:
+        """Raises PermissionError for a split that is not this role's to see: the first line of `tensors`."""
+        if split not in ALLOWED[self.role]:
+            raise PermissionError(f"the {self.role} may not draw from the {split} split")
+
+    def size(self, split: str) -> int:
+        """Examples in a split, which everybody may count."""
+        raise NotImplementedError
+
+    def tensors(self, split: str) -> tuple[Any, ...]:
+        """What a split's batches are gathered from, on the device. Raises PermissionError (`check`)."""
+        raise NotImplementedError
+
+    def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[Any]:
+        """A split on the device: with a seed shuffled and augmented by it, a last batch that is not full left out;
+        without, in order and complete. Raises PermissionError (`check`)."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The task's loss on a batch, a scalar."""
+        raise NotImplementedError
+
+    def distill(self, model: nn.Module, teacher: nn.Module, batch: Any) -> Tensor:
+        """The loss of a model against a teacher's outputs, a scalar: no label is read."""
+        raise NotImplementedError
+
+    def inputs(self, batch: Any) -> Any:
+        """What the model is called with."""
+        raise NotImplementedError
+
+    def divergence(self, outputs: Tensor, others: Tensor) -> Tensor:
+        """How far two outputs for the same inputs are apart: KL divergence in nats, mean over the batch."""
+        raise NotImplementedError
+
+    def example(self, count: int = 2) -> Tensor:
+        """`count` inputs without content: their shape says what the network takes."""
+        raise NotImplementedError
+
+    def utility(self, model: nn.Module, split: str = "test") -> float:
+        """What a network is worth on a split, in the unit of `utility_name`; more is better. The judge's alone."""
+        raise NotImplementedError
+
+    def build(self, model: Any, seed: int) -> nn.Module:
+        """A network (of conf/model) on the device, its start fixed by the seed. ConfigError for one of another task."""
+        raise NotImplementedError
+
+    def head(self, model: nn.Module) -> str | None:
+        """Name of the module whose outputs are the network's; None where no part is exchanged with the classes."""
+        return None
+
+    def adopt(self, model: nn.Module, old: Task, seed: int) -> nn.Module:
+        """A model of task `old` with a fresh head for this one, in place."""
+        raise self.refuses(SETTLED)
+
+    def transfer(self, data: Any) -> Task:
+        """This role's task on another data set (a conf/data node), all of whose training data are the attacker's."""
+        raise self.refuses(SETTLED)
+
+    def answers(self, model: nn.Module) -> Tensor:
+        """What a network gives for the inputs of `asks`, as whoever asks sees it: pictures [N, 3, H, W] in 0..255."""
+        raise self.refuses("its networks give no pictures")
+
+    def undegraded(self) -> Task:
+        """The same task with inputs that are what a network should give."""
+        raise self.refuses("its networks give no pictures")
+
+    def refuses(self, why: str) -> ConfigError:
+        return ConfigError(f"task={self.kind}: {why}")
 
 
 class Method:
     """A watermarking method: a frozen dataclass that derives from this and overrides what it needs.
 
-    A field `situation` says from where `embed` starts (Uchida et al., Sec. 3.2): with `scratch` it is handed a
-    freshly initialised model, with anything else, and without such a field, the trained host. `version` enters the
-    hash of everything embedded: raise it when the same configuration would give other weights. `marks` is False for
-    the one that carries no message. `boundary` is the p-value that the method's own paper asks for, if it names one.
-    `access` is what extraction reads of a suspect: `weights`, or `outputs` alone, and then every network counts. Of a
-    victim that is not `released` attackers get outputs only.
+    `version` enters the hash of everything embedded: raise it when the same configuration would give other weights.
+    `marks` is False for the one that carries no message. `boundary` is the p-value that the method's own paper asks
+    for, if it names one. `access` is what extraction reads of a suspect: `weights`, or `outputs` alone, and then every
+    network counts. `tunable`: whether `again` depends on its factor. A field that names a file (spec.file()) or a node
+    with a `_target_` is hashed by content.
     """
 
     version: ClassVar[int] = 1
     marks: ClassVar[bool] = True
     boundary: ClassVar[float | None] = None
     access: ClassVar[str] = "weights"
+    tunable: ClassVar[bool] = False
 
     @property
     def released(self) -> bool:
+        """Whether the marked network is handed out; of one that is not, attackers get outputs only."""
         return True
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether `embed` starts from an untrained network, not from the host (Uchida et al. 2017, Sec. 3.2)."""
+        return False
+
+    def again(self, factor: float) -> Method:
+        """The method as an attacker embeds with it: into a trained network, its strength (lambda) times `factor`."""
+        return self
+
     def extend(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
-        """`model` with whatever the method adds to its architecture (bench.branches), in place and untrained."""
+        """`model` with whatever the method adds to its architecture (bench.models.branches), in place and untrained."""
         return model
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key | None:
@@ -156,8 +271,6 @@ class Method:
 
     def evidence(self, soft: Tensor, key: Key) -> tuple[float, float]:
         """(BER, log10 p) of soft bits [n]: the binomial null of a random message, unless the method states another."""
-        from bench import metrics
-
         error = metrics.ber(soft, key.message)
         return error, metrics.log10_p(error, key.n_bits)
 
@@ -183,6 +296,7 @@ class Attack:
     knows: what it is given: weights, outputs, method, layer, key.
     data: `attacker`, its own split of the training data, or `none`. Its budget are its own options (epochs, tries).
     A field `transfer`, where an attack has one, is a conf/data node: that data set is handed over as `victim.other`.
+    Files (spec.file()) and nodes with a `_target_`, also within a dictionary, are hashed by content.
     """
 
     version: ClassVar[int] = 1
@@ -195,8 +309,6 @@ class Attack:
     data: str
 
     def __post_init__(self) -> None:
-        from bench.spec import choice
-
         choice("attack.goal", self.goal, ("removal", "overwrite", "forge"))
         for item in self.knows:
             choice("attack.knows", item, ("weights", "outputs", "method", "layer", "key"))
@@ -222,6 +334,30 @@ class Attack:
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         """One snapshot per strength, made on a copy: the victim stays bit-identical."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TunedAttack(Attack):
+    """An attack that trains: optimizer (sgd, adamw), its rate and weight decay."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ConfigError("attack: lr must be above 0, weight_decay at least 0")
+
+    @property
+    def tuning(self) -> dict[str, Any]:
+        """Its own fields of a schedule."""
+        return {"optimizer": self.optimizer, "lr": self.lr, "weight_decay": self.weight_decay}
+
+    def schedule(self, epochs: int) -> dict[str, Any]:
+        """`tuning` at a constant rate for some epochs: keywords of a Fit."""
+        return {**self.tuning, "epochs": epochs, "schedule": "constant", "warmup": 0.0}
 
 
 @dataclass
@@ -258,7 +394,7 @@ class Row:
     error: str | None = None
     config_hash: str = ""
     commit: str | None = None
-    created_at: str = field(default="")
+    created_at: str = ""
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import cli  # noqa: E402, F401 (before torch: it sets how OpenMP waits)
+import bench  # noqa: E402, F401 (before torch: it sets how OpenMP waits)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def stepper(x: Experiment, layout: torch.memory_format, half: bool, batch: int, 
     """Seconds of some training steps of one variant."""
     net = x.task.build(x.model, 0).to(memory_format=layout).train()
     optimizer = x.train.optimizer_for(list(net.parameters()))
-    images, labels, index = x.task._draw("owner")
+    images, labels, index = x.task.tensors("owner")
     images, labels = images[index[:batch]], labels[index[:batch]]
 
     def run() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 
-from bench.data import augment, batches
+from bench.data.images import augment, batches
 from bench.experiment import Experiment
 from bench.train import Fit
 
@@ -68,7 +68,7 @@ def compared(name: str, overrides: tuple[str, ...] | None, count: int, goal: str
     """The lines of one network."""
     more = (f"device={args.device}", f"train.batch_size={BATCH}", "train.epochs=1")
     x = subject.experiment(count, *(overrides or ()), *more)
-    images, labels, index = x.task._draw("owner")
+    images, labels, index = x.task.tensors("owner")
     facts = x.task.signature
     loader = field_loader(images[index], labels[index], facts.mean, facts.std, x.device.type == "cuda")
 

@@ -31,20 +31,20 @@ def child(which: str, device: str, overrides: list[str]) -> None:
     import loop
     import subject
 
-    from bench import resources
+    from bench import machine
     from bench.train import Fit
 
     x = subject.experiment(COUNT, *overrides, f"device={device}", "train.batch_size=64", "train.epochs=1")
     model = x.task.build(x.model, 0)
-    images, labels, index = x.task._draw("owner")
+    images, labels, index = x.task.tensors("owner")
     index = index[: 64 * 12]
-    resources.reset_peak(x.device)
+    machine.reset_peak(x.device)
     if which == "fit":
         x.task.index["owner"] = index.cpu()
         Fit(x.train, 0)(model, x.task.view("owner"))
     else:
         loop.bare(x, model, itertools.islice(loop.preloaded(images, labels, index), 12))
-    print(resources.peak_mb(x.device))
+    print(machine.peak_mb(x.device))
 
 
 def main() -> None:

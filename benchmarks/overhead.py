@@ -14,7 +14,7 @@ import compare
 import subject
 from torch import nn
 
-from bench import run
+from bench import stages
 from bench.train import Fit
 from bench.types import Task
 
@@ -48,10 +48,10 @@ class Timed(Fit):
 def prepared(overrides: tuple[str, ...], count: int, epochs: int, device: str) -> Any:
     """A function that embeds anew and returns the seconds of the timed epochs."""
     x = subject.experiment(count, "model=resnet18", f"device={device}", f"train.epochs={epochs}", *overrides)
-    key = x.method.keygen(run.skeleton(x), run.rng(0, "owner", "key"))
+    key = x.method.keygen(stages.skeleton(x), x.rng("owner", "key"))
 
     def once() -> list[float]:
-        fit, model, owner = Timed(x.train, 0), run.skeleton(x), x.task.view("owner")
+        fit, model, owner = Timed(x.train, 0), stages.skeleton(x), x.task.view("owner")
         if key is None:
             fit(model, owner)
         else:

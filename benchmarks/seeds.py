@@ -64,7 +64,7 @@ def compared(name: str, overrides: tuple[str, ...] | None, count: int, device: s
         nets = [subject.small_cnn(x) if overrides is None else x.task.build(x.model, 0) for _ in range(count)]
         return [net.train() for net in nets]
 
-    images, labels, index = x.task._draw("owner")
+    images, labels, index = x.task.tensors("owner")
     batches = [(images[part], labels[part]) for part in index.split(64)]
     steps = {"one": one_by_one(x, made(), batches), "stacked": stacked(x, made(), batches)}
     kind = x.device.type

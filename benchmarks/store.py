@@ -42,22 +42,19 @@ CASES = {
 
 def templates() -> list[dict]:
     """The resolved configurations of every method with every attack."""
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from bench.usage import options
+    from bench.cli.compose import composed
+    from bench.cli.usage import options
 
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        pairs = [(m, a) for m in options("method") for a in options("attack")]
-        cfgs = [compose("config", overrides=[f"method={m}", f"attack={a}"]) for m, a in pairs]
-        return [
-            {"names": n, "config": OmegaConf.to_container(c, resolve=True)} for n, c in zip(pairs, cfgs, strict=True)
-        ]
+    pairs = [(m, a) for m in options("method") for a in options("attack")]
+    cfgs = [composed([f"method={m}", f"attack={a}"]) for m, a in pairs]
+    return [{"names": n, "config": OmegaConf.to_container(c, resolve=True)} for n, c in zip(pairs, cfgs, strict=True)]
 
 
 def generate(folder: Path, count: int) -> int:
     """Write `count` run files; returns the number of their rows."""
-    from bench import store
+    from bench.store.runfile import run_path
     from bench.types import ROW_FIELDS
 
     draw, shapes, total = random.Random(0), templates(), 0
@@ -84,7 +81,7 @@ def generate(folder: Path, count: int) -> int:
             row |= {"seconds": round(draw.uniform(0, 60), 3), "peak_mb": round(draw.uniform(900, 1100), 1)}
             rows.append(row | {"created_at": f"2026-11-{1 + i % 28:02}T06:05:{j:02}Z"})
         total += len(rows)
-        path = store.run_path(folder.parent, method, attack, head["run_id"])
+        path = run_path(folder.parent, method, attack, head["run_id"])
         path = folder / path.relative_to(folder.parent / "runs")
         path.parent.mkdir(parents=True, exist_ok=True)
         controls = {
@@ -93,7 +90,8 @@ def generate(folder: Path, count: int) -> int:
             "mean_ber": draw.random(),
             "least_log10_p": -3 * draw.random(),
         }
-        run = {"config": config, "env": env, "controls": controls, "rows": rows}
+        words = [f"method={method}", f"attack={attack}", f"seed={seed}"]
+        run = {"config": config, "env": env, "command": words, "controls": controls, "rows": rows}
         path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     return total
 
@@ -111,15 +109,17 @@ def one(what: str, folder: Path, sample: list[str]) -> dict[str, float]:
     import pandas as pd
     import pyarrow.parquet  # noqa: F401
 
-    from bench import compact, store
+    from bench import store
+    from bench.store.compact import compact
+    from bench.store.runs import read_run, read_runs
 
     pd.DataFrame([{"a": 1.0, "b": "x"}])
-    calls = {"plain": plain, "read_runs": store.read_runs, "load": store.load, "compact": compact.compact}
+    calls = {"plain": plain, "read_runs": read_runs, "load": store.load, "compact": compact}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
     if what == "look-up":
         for name in sample:
-            store.read_run(folder / name)
+            read_run(folder / name)
     else:
         _ = calls[what](folder)
     n, cpu, wall = len(sample) or 1, time.process_time() - cpu, time.perf_counter() - wall

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import compare  # noqa: F401 (first: it sets how OpenMP waits and where bench lies)
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from bench import models
-from bench.cli import CONF
+from bench.cli.compose import composed
+from bench.data.source import Data, Decoded
 from bench.experiment import Experiment, prepare
-from bench.sources import Data, Decoded
+from bench.models import base
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Noise(Data):
 def experiment(count: int, *overrides: str) -> Experiment:
     """prepare() of a configuration whose owner trains on `count` images with random crops and flips."""
     folder = Path(tempfile.gettempdir()) / "watermark-bench-benchmarks"
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*overrides, f"results_dir={folder}"])
+    cfg = composed([*overrides, f"results_dir={folder}"])
     noise = {"_target_": "subject.Noise", "count": count + 1, "crop": 4, "flip": True, "attacker": 1 / (count + 1)}
     noise |= {"validation": 0.0, "split_seed": 0, "image_size": 32, "label": "noise"}
     OmegaConf.update(cfg, "data", noise | {"train_limit": None, "test_limit": None}, merge=False)
@@ -53,4 +51,4 @@ def small_cnn(x: Experiment) -> nn.Module:
         conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False)
         parts += [conv, nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
     net = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
-    return models.to_device(models.normalising(net, x.task.signature.mean, x.task.signature.std), x.device)
+    return base.to_device(base.normalising(net, x.task.signature.mean, x.task.signature.std), x.device)

@@ -1,5 +1,5 @@
 """How long OpenMP's threads should spin while they wait: images/s of one training on all cores, and of two at once, for
-several GOMP_SPINCOUNT (0: not at all; unset, libgomp spins 300,000 times, 3 ms). bench/cli.py sets 10,000.
+several GOMP_SPINCOUNT (0: not at all; unset, libgomp spins 300,000 times, 3 ms). bench/__init__.py sets 10,000.
 
     python benchmarks/threads.py [--quick] [--json FILE]
 """

@@ -12,18 +12,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import branches, spec
-from bench.train import Fit
-from bench.types import ConfigError, Key, Method, Task
-from methods.barrier import BLANK, Barrier, Extractor, stretched
-from methods.stages import Stages
+from bench import spec
+from bench.data.decoding import read_all
+from bench.errors import ConfigError, at_least, choice, existing
+from bench.models import branches
+from bench.types import Fit, Key, Method, Task
+from methods._barrier import BLANK, Barrier, Extractor, stretched
+from methods._stages import Recipe, Stages
 
 SIDE = 32  # of a logo
 CHUNK = 256  # pictures read at once
@@ -31,7 +32,7 @@ STRAY = 0.05  # least standard deviation of a logo's null
 
 
 @dataclass(frozen=True)
-class Boxfree(Method):
+class Boxfree(Recipe, Method):
     """The mark is in the pictures: extraction sees a suspect's outputs for held-out inputs and nothing of its weights.
 
     payload `bits`: n_bits as squares of a grid, drawn anew for every training picture, so that the extractor reads what
@@ -66,39 +67,27 @@ class Boxfree(Method):
 
     n_bits: int
     payload: str
-    logo: str | None
+    logo: str | None = spec.file()
     presence: float
     absorbed: bool
     adversarial: bool
     width: int
     depth: int
-    fidelity: float
-    target: float
-    gan: float
-    epochs: int
-    lr: float
-    surrogate: Any
-    surrogates: int
-    surrogate_epochs: int
-    tune_epochs: int
-    tune_lr: float
-    absorb_epochs: int
 
     access = "outputs"
 
     def __post_init__(self) -> None:
-        spec.choice("method.payload", self.payload, ("bits", "image"))
+        choice("method.payload", self.payload, ("bits", "image"))
         stages = ("epochs", "surrogate_epochs", "tune_epochs", "absorb_epochs")
         for name in ("n_bits", "width", "depth", "surrogates", *stages):
-            spec.at_least(f"method.{name}", getattr(self, name), 1)
+            at_least(f"method.{name}", getattr(self, name), 1)
         if math.isqrt(self.n_bits) ** 2 != self.n_bits:
             raise ConfigError(f"method.n_bits={self.n_bits}: bits fill a square grid: 16, 25, 36, 49, 64, ...")
         if self.target <= 0:
             raise ConfigError(f"method.target={self.target:g}: dB above 0 that marked pictures keep; 100: no bound")
         if min(self.fidelity, self.gan) < 0 or min(self.lr, self.tune_lr) <= 0 or not 0 <= self.presence < 0.5:
             raise ConfigError("method: fidelity and gan at least 0, lr and tune_lr above 0, presence in [0, 0.5)")
-        if self.logo is not None and not Path(self.logo).is_file():
-            raise ConfigError(f"method.logo={self.logo}: no such file")
+        existing("method.logo", self.logo)
         if not isinstance(self.surrogate, dict):
             raise ConfigError(f"method.surrogate takes a model: model@method.surrogate={self.surrogate}")
 
@@ -276,8 +265,6 @@ def untrained(seed: int) -> Extractor:
 def drawn(path: str | None) -> Tensor:
     """A logo [1, SIDE, SIDE] in [0, 1]: a picture file in grey, or ours, a ring with a bar through it."""
     if path is not None:
-        from bench.decoding import read_all
-
         picture = read_all([Path(path).read_bytes], [path], SIDE)[0]
         return torch.from_numpy(picture.mean(2, dtype=np.float32))[None] / 255
     at = torch.arange(SIDE) - (SIDE - 1) / 2

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import branches, spec
-from bench.train import Fit
-from bench.types import ConfigError, Key, Task
-from methods import commitment, layers, matching
-from methods.regulariser import Regulariser
+from bench.errors import ConfigError, at_least, choice, near
+from bench.models import branches, weights
+from bench.types import Fit, Key, Task
+from methods import _commitment as commitment
+from methods import _matching as matching
+from methods._regulariser import Regulariser
 
 KERNELS = f"{branches.NAME}.conv.weight"
 
@@ -34,7 +35,7 @@ class Frequency(Regulariser):
     module true (the paper's): y = x + BN(conv_K(lowpass(x))) in parallel to one stage of the network, or to the patch
     embedding of a transformer; as many filters D as channels C, no bias, circular padding. Carriers: the K^2 - 1 real
     non-DC components of each kernel (a band `radius` r > 0 leaves K^2 - (2r + 1)^2), all but those of the pilots, a few
-    kernels of each filter that align a permuted module (methods/matching.py). A carrier of bit b holds its keyed sign
+    kernels of each filter that align a permuted module (methods/_matching.py). A carrier of bit b holds its keyed sign
     times (2 b - 1) times lambda_ spreads of its filter, put there by substitution before training. A bit is the sign of
     the sum of its carriers times their signs (soft: all carriers of a bit vote with their values).
 
@@ -62,8 +63,8 @@ class Frequency(Regulariser):
 
     def __post_init__(self) -> None:
         self.check()
-        spec.choice("method.binding", self.binding, ("none", "hash"))
-        spec.at_least("method.radius", self.radius, 0)
+        choice("method.binding", self.binding, ("none", "hash"))
+        at_least("method.radius", self.radius, 0)
         if self.kernel <= 2 * self.radius + 1 or self.kernel % 2 == 0:
             raise ConfigError(
                 f"method.kernel={self.kernel}: must be odd and above 2 x radius + 1 = {2 * self.radius + 1}, "
@@ -98,7 +99,7 @@ class Frequency(Regulariser):
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
         """Message [n] and secret, see the class. Raises ConfigError where the carriers are too few."""
         if not self.module:
-            name = layers.choose(host, self.layer, capacity, self.n_bits, "non-DC components of averaged kernels")
+            name = weights.choose(host, self.layer, capacity, self.n_bits, "non-DC components of averaged kernels")
             m = capacity(host.get_parameter(name))
             message = torch.from_numpy(rng.integers(0, 2, self.n_bits).astype(bool))
             x = torch.from_numpy(rng.standard_normal((self.n_bits, m), dtype=np.float32))
@@ -123,21 +124,34 @@ class Frequency(Regulariser):
         reference.view(-1)[secret["assignment"].long()] = self.lambda_ * spread[rows] * secret["signs"] * bits[:, None]
         return Key(torch.from_numpy(message), {**secret, "reference": reference}, (KERNELS,))
 
+    def kernels(self, model: nn.Module) -> nn.Parameter:
+        """The module's kernels [D, C, K, K]."""
+        return model.get_parameter(KERNELS)
+
     def components(self, model: nn.Module) -> Tensor:
         """Carriers of the module's kernels, [D, C, B]: how much of each component that training cannot reach."""
-        kernels = layers.read(model, KERNELS)
-        free = self.free(tuple(branches.branch(model).size.tolist())).to(kernels.device)
-        return kernels.flatten(2) @ free.T
+        kernels = weights.read(model, KERNELS)
+        return kernels.flatten(2) @ self._basis(model, kernels).T
+
+    def _basis(self, model: nn.Module, kernels: Tensor) -> Tensor:
+        return self.free(tuple(branches.branch(model).size.tolist())).to(kernels)
+
+    @torch.no_grad()
+    def parts(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """(components [D, C, B], the rest of the kernels [D, C, K^2]) of the module, in float64."""
+        kernels = self.kernels(model).double().flatten(2)
+        free = self._basis(model, kernels)
+        found = kernels @ free.T
+        return found, kernels - found @ free
 
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
         """Write the components, then train `host` in place; in place of a module, train with the penalty."""
         if not self.module:
             return super().embed(host, key, task, fit)
         with torch.no_grad():
-            kernels = host.get_parameter(KERNELS)
-            free = self.free(tuple(branches.branch(host).size.tolist())).to(kernels.device)
+            kernels = self.kernels(host)
             change = key.secret["reference"].to(kernels.device) - self.components(host)
-            kernels += (change @ free).view_as(kernels)
+            kernels += (change @ self._basis(host, kernels)).view_as(kernels)
         return self.train(host, task, fit)
 
     def logits(self, model: nn.Module, key: Key) -> Tensor:
@@ -302,7 +316,7 @@ def choose(model: nn.Module, example: Tensor, pattern: str | None, n_bits: int, 
     Stages that give maps [B, C, H, W] (or [B, H, W, C]), and patch embeddings that give tokens; of those where a bit
     gets 64 carriers the one with the fewest channels, the deepest of equals. Raises ConfigError where there is none.
     """
-    names = dict.fromkeys(layers.stage(name.removesuffix(".weight")) for name in layers.candidates(model))
+    names = dict.fromkeys(weights.stage(name.removesuffix(".weight")) for name in weights.candidates(model))
     names = [pattern] if pattern is not None else list(names)
     shapes: dict[str, torch.Size] = {}
     hooks = []
@@ -310,7 +324,7 @@ def choose(model: nn.Module, example: Tensor, pattern: str | None, n_bits: int, 
         try:
             part = model.get_submodule(name)
         except AttributeError:
-            offer = spec.near(name, [n for n, _ in model.named_modules() if n], 12)
+            offer = near(name, [n for n, _ in model.named_modules() if n], 12)
             raise ConfigError(f"method.stage={name}: the network has no such part; {offer}") from None
 
         def note(_: nn.Module, args: object, out: object, name: str = name) -> None:

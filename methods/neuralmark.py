@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import spec
+from bench.errors import at_least
+from bench.models import weights
 from bench.types import Key
-from methods import layers
-from methods.regulariser import Regulariser
+from methods._regulariser import Regulariser
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Neuralmark(Regulariser):
 
     def __post_init__(self) -> None:
         self.check()
-        spec.at_least("method.k", self.k, 1)
-        spec.at_least("method.rounds", self.rounds, 0)
+        at_least("method.k", self.k, 1)
+        at_least("method.rounds", self.rounds, 0)
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
         """Message [n], secret `matrix` [k, n]. Raises ConfigError for a layer the filter would leave too little of."""
@@ -53,7 +53,7 @@ class Neuralmark(Regulariser):
         # Each round keeps about half, more or less with the ones in the message: hence the factor 2.
         name = "k" if unit == self.k else "n_bits"
         what = f"weights ({name}={unit} x 2^{self.rounds} filter rounds{' x 2' if self.rounds else ''})"
-        name = layers.choose(host, self.layer, Tensor.numel, need, what)
+        name = weights.choose(host, self.layer, Tensor.numel, need, what)
         size = host.get_parameter(name).numel()
         while True:
             matrix = rng.standard_normal((self.k, self.n_bits), dtype=np.float32)
@@ -82,7 +82,7 @@ class Neuralmark(Regulariser):
 
     def logits(self, model: nn.Module, key: Key) -> Tensor:
         # Read once, the values themselves are filtered: an index set would cost several times as much.
-        weight = layers.read(model, key.where[0]).reshape(-1)
+        weight = weights.read(model, key.where[0]).reshape(-1)
         matrix, message = key.secret["matrix"].to(weight.device), key.message.to(weight.device)
         return self._rows(filtered(weight, message, self.rounds)).mean(0) @ matrix
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import spec
-from bench.types import ConfigError, Key
-from methods import commitment, layers
-from methods.regulariser import Regulariser
+from bench.errors import ConfigError, choice
+from bench.models import weights
+from bench.types import Key
+from methods import _commitment as commitment
+from methods._regulariser import Regulariser
 
 PROJECTIONS = ("random", "direct", "diff")
 
@@ -42,8 +43,8 @@ class Uchida(Regulariser):
 
     def __post_init__(self) -> None:
         self.check()
-        spec.choice("method.projection", self.projection, PROJECTIONS)
-        spec.choice("method.binding", self.binding, ("none", "hash"))
+        choice("method.projection", self.projection, PROJECTIONS)
+        choice("method.binding", self.binding, ("none", "hash"))
         if self.binding == "hash" and self.projection != "random":
             raise ConfigError(f"method.binding=hash needs method.projection=random, not {self.projection}")
 
@@ -52,7 +53,7 @@ class Uchida(Regulariser):
         columns = 2 if self.projection == "diff" else 1
         what = "projected weights (inputs x kernel area)" + (", two a bit" if columns == 2 else ", one a bit")
         need = self.n_bits * columns
-        name = layers.choose(host, self.layer, lambda w: w[0].numel(), need, what)
+        name = weights.choose(host, self.layer, lambda w: w[0].numel(), need, what)
         m = host.get_parameter(name)[0].numel()
         message = rng.integers(0, 2, self.n_bits).astype(bool)
         if self.binding == "hash":

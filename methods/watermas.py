@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench import spec
-from bench.train import Fit
-from bench.types import ConfigError, Key, Method, Task
-from methods import commitment, layers
+from bench.errors import ConfigError, at_least, choice, near
+from bench.models import weights
+from bench.types import Fit, Key, Method, Task
+from methods import _commitment as commitment
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,20 @@ class Watermas(Method):
     layer: str | None
 
     def __post_init__(self) -> None:
-        spec.at_least("method.n_bits", self.n_bits, 1)
-        spec.at_least("method.every", self.every, 1)
-        spec.choice("method.binding", self.binding, ("none", "hash"))
-        spec.choice("method.situation", self.situation, ("scratch", "finetune"))
+        at_least("method.n_bits", self.n_bits, 1)
+        at_least("method.every", self.every, 1)
+        choice("method.binding", self.binding, ("none", "hash"))
+        choice("method.situation", self.situation, ("scratch", "finetune"))
         if self.amplitude <= 0 or self.sharpness < 0 or self.margin <= 0:
             raise ConfigError("method: amplitude and margin must be above 0, sharpness at least 0")
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.situation == "scratch"
+
+    def again(self, factor: float) -> Watermas:
+        """No factor: a substitution is made or not."""
+        return replace(self, situation="finetune")
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
         """Message [n] and `positions` [n, 2]; ConfigError where the layers hold fewer weights than bits."""
@@ -76,11 +85,11 @@ class Watermas(Method):
         return Key(torch.from_numpy(message), secret, tuple(names))
 
     def _layers(self, model: nn.Module) -> list[str]:
-        names = list(layers.candidates(model))
+        names = list(weights.candidates(model))
         if self.layer is not None:
             found = [n for n in names if fnmatchcase(n.removesuffix(".weight"), self.layer)]
             if not found:
-                offer = spec.near(self.layer, [n.removesuffix(".weight") for n in names], 12)
+                offer = near(self.layer, [n.removesuffix(".weight") for n in names], 12)
                 raise ConfigError(f"method.layer={self.layer} matches no convolution or linear layer; {offer}")
             return found
         return names[1:] or names  # the first is the stem
@@ -128,10 +137,10 @@ class Watermas(Method):
 
     def logits(self, model: nn.Module, key: Key) -> Tensor:
         """The marked weights in standard deviations of their layers, [n]."""
-        found = torch.zeros(key.n_bits, device=layers.read(model, key.where[0]).device)
+        found = torch.zeros(key.n_bits, device=weights.read(model, key.where[0]).device)
         positions = key.secret["positions"].to(found.device)
         for i in positions[:, 0].unique().tolist():
-            weight = layers.read(model, key.where[i]).reshape(-1)
+            weight = weights.read(model, key.where[i]).reshape(-1)
             bits = (positions[:, 0] == i).nonzero()[:, 0]
             spread = weight.detach().std().clamp_min(torch.finfo(weight.dtype).tiny)
             found = found.index_put((bits,), weight[positions[bits, 1]] / spread)

@@ -7,62 +7,13 @@ import os
 # Before torch is imported: workers that spin on each other's cores are ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 
-from bench import run, spec
-from bench.usage import options
-
-ROOT = Path(__file__).resolve().parents[1]
-TINY = (
-    "model=timm",
-    "model.name=test_resnet",
-    "train.epochs=6",
-    "train.lr=0.01",
-    "device=cpu",
-    "data.test_limit=180",
-)
-# Small strengths for whatever option an attack may have: a new attack is covered without an edit here.
-SMALL = {
-    "epochs": "1",
-    "ratios": "[0.3,0.9]",
-    "bits": "[8,2]",
-    "factors": "[1,10]",
-    "lrs": "[0.003]",
-    "steps": "[15]",
-    "tries": "[1,20]",
-    "snapshots": "[1]",
-    "fractions": "[0.5,1.0]",
-    "sigmas": "[0.1,1.0]",
-    "strengths": "[0.5]",
-    "n_bits": "64",
-    "k": "128",
-}
-METHODS, ATTACKS = options("method"), options("attack")
-ON_PICTURES = ("surrogate", "postprocess", "residual")  # attacks that need a network which gives some
-
-
-def config(*overrides: str) -> DictConfig:
-    """A composed configuration, as the command line would make it."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
-
-
-# Methods that mark any network; one that marks pictures is tried where there are some (tests/test_boxfree.py).
-WHITE_BOX = [m for m in METHODS if spec.target(config(f"method={m}").method, "method").access == "weights"]
-
-
-def tiny(results: Path, method: str, attack: str, *more: str) -> DictConfig:
-    """A small experiment of any method and attack that conf/ offers."""
-    names = [f"method={method}", f"attack={attack}"]
-    cfg = config(*names)
-    small = [f"{g}.{k}={v}" for g in ("method", "attack") for k, v in SMALL.items() if k in cfg[g]]
-    return config(*names, *TINY, *small, f"results_dir={results}", *more)
+from bench import run, stages
+from bench.tasks.restoration import RestorationTask
+from tests.helpers import SIZES, picture, restoration_task, tiny
 
 
 @pytest.fixture(scope="session")
@@ -80,21 +31,24 @@ def marked(results: Path):
 
     def make(method: str, attack: str = "none", *more: str):
         x = run.prepare(tiny(results, method, attack, *more))
-        entry = run.mark(x)
-        from bench.keys import load_key
+        entry = stages.mark(x)
+        from bench.store.keys import load_key
 
-        return x, run.load_weights(run.skeleton(x), entry.path), load_key(entry.path / "key.safetensors")
+        return x, stages.load_weights(stages.skeleton(x), entry.path), load_key(entry.path / "key.safetensors")
 
     return make
 
 
-def command(*words: str, cwd: Path | None = None, module: str = "bench", **env: str) -> subprocess.CompletedProcess:
-    """`python -m bench ...` in a subprocess."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=cwd or ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **env},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of many sizes, in no folders of classes."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i, size in enumerate(SIZES):
+        picture(i, size).save(root / f"{i:02}.png")
+    return root
+
+
+@pytest.fixture
+def opened(picture_folder, results) -> RestorationTask:
+    """The task of `restoration(picture_folder)`, open."""
+    return restoration_task(picture_folder, results)

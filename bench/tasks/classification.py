@@ -4,92 +4,80 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import data as datasets
-from bench import models, spec
-from bench.cache import Cache
-from bench.sources import Data
-from bench.tasks import roles
-from bench.types import ConfigError
+from bench import spec
+from bench.data import images as sets
+from bench.data.source import Data, split_indices
+from bench.errors import ConfigError, at_least
+from bench.machine import device_of
+from bench.models import base, heads
+from bench.store.cache import Cache
+from bench.types import Task
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The task's configuration. eval_batch: images per forward pass when measuring."""
+    """The task's configuration. eval_batch: images per forward pass when measuring; max_damage: percent of accuracy a
+    success may cost, which verify.max_damage takes."""
 
     eval_batch: int
+    max_damage: float
 
     def __post_init__(self) -> None:
-        spec.at_least("task.eval_batch", self.eval_batch, 1)
+        at_least("task.eval_batch", self.eval_batch, 1)
 
     def open(self, data: Data, cache: Cache, device: torch.device, say: Callable[[str], None]) -> ClassificationTask:
         """The task over a data set, with the judge's view. Raises UserError for data that cannot be had."""
-        images = datasets.open_images(data, cache, say)
-        index = datasets.split_indices(data, images.entry["train"], images.entry["test"])
+        images = sets.open_images(data, cache, say)
+        index = split_indices(data, images.entry["train"], images.entry["test"])
         return ClassificationTask(self, images, index, cache, device, say)
 
 
-@lru_cache(maxsize=2)
-def _resident(folder: Path, digest: str, inode: int, device: torch.device) -> dict[str, Tensor]:
-    """A data set's tensors on the device, shared by all runs of a process (digest and inode tell a rebuilt one)."""
-    return {k: v.to(device) for k, v in datasets.load_tensors(folder).items()}
-
-
 @dataclass(frozen=True)
-class ClassificationTask:
-    """bench.types.Task for classification. `role` decides which splits may be drawn: see ALLOWED."""
+class ClassificationTask(Task):
+    """Classes of images uint8 [B, 3, H, W]; a batch is (images, labels [B])."""
 
     config: Classification
-    images: datasets.Images
+    images: sets.Images
     index: dict[str, Tensor]
     cache: Cache
     device: torch.device
     say: Callable[[str], None]
-    role: str = "judge"
 
+    kind = "classification"
     gives = "classes"
     utility_name = "top1"
 
     @property
     def name(self) -> str:
-        """The data set's, as tables print it."""
         return self.images.data.name
 
     @property
-    def train(self) -> str:
-        """The split this role trains on."""
-        return roles.trains_on(self.role)
+    def max_damage(self) -> float:
+        return self.config.max_damage
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a stage hash covers: the data by content, splits and augmentation."""
-        return {"task": "classification", "classes": self.signature.num_classes, "data": self.images.identity}
+        return {"task": self.kind, "classes": self.signature.num_classes, "data": self.images.identity}
 
     @property
-    def signature(self) -> models.Signature:
+    def signature(self) -> base.Signature:
         facts = self.images.entry
-        return models.Signature(len(facts["classes"]), facts["image_size"], tuple(facts["mean"]), tuple(facts["std"]))
-
-    def view(self, role: str) -> ClassificationTask:
-        """The same task as `owner`, `attacker` or `judge` may see it. Nobody gets back to more."""
-        roles.check_view(self.role, role)
-        return replace(self, role=role)
+        return base.Signature(len(facts["classes"]), facts["image_size"], tuple(facts["mean"]), tuple(facts["std"]))
 
     def size(self, split: str) -> int:
         return len(self.index[split])
 
-    def _draw(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        roles.check_draw(self.role, split)
-        folder, digest = self.images.entry.path, self.images.entry.meta["sha256"]["images.safetensors"]
-        tensors = _resident(folder, digest, (folder / "images.safetensors").stat().st_ino, self.device)
-        part = "test" if split == "test" else "train"
+    def tensors(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
+        """(images, labels, positions of the split's) of the training or the test set."""
+        self.check(split)
+        tensors, part = sets.resident(self.images, self.device), "test" if split == "test" else "train"
         return tensors[part], tensors[f"{part}_labels"], self.index[split].to(self.device)
 
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,9 +85,9 @@ class ClassificationTask:
 
         Raises PermissionError for a split that is not this role's to see.
         """
-        images, labels, index = self._draw(split)
+        images, labels, index = self.tensors(split)
         data = self.images.data
-        return datasets.batches(images, labels, index, batch_size, seed, data.crop, data.flip)
+        return sets.batches(images, labels, index, batch_size, seed, data.crop, data.flip)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
@@ -129,8 +117,7 @@ class ClassificationTask:
     def utility(self, model: nn.Module, split: str = "test") -> float:
         """Top-1 accuracy in percent on a split; outputs that are not numbers count as wrong."""
         model.eval()
-        # A dynamically quantised model has no parameters left; its normalisation buffers tell where it lives.
-        device = model.input_mean.device
+        device = device_of(model)
         right = total = 0
         with torch.inference_mode():
             for images, labels in self.batches(split, self.config.eval_batch):
@@ -139,29 +126,19 @@ class ClassificationTask:
                 right, total = right + good.sum(), total + len(labels)
         return 100 * float(right) / total
 
-    def build(self, model: models.Model, seed: int) -> nn.Module:
-        """A network for this task on its device, its initialisation fixed by the seed. ConfigError for what is none."""
-        if not isinstance(model, models.Model):
+    def build(self, model: base.Network, seed: int) -> nn.Module:
+        if model.gives != self.gives:
             raise ConfigError(f"model {model.title} gives images: it is for task=restoration, not classification")
-        net = models.build(model, self.signature, seed)
-        models.check_forward(net, self.signature)
-        return models.to_device(net, self.device)
+        return base.to_device(model.build(self.signature, seed), self.device)
 
     def head(self, model: nn.Module) -> str:
-        return models.head_name(model, self.signature.num_classes)
-
-    def new_head(self, model: nn.Module, seed: int) -> nn.Module:
-        """Re-initialise the last layer in place (its input statistics stay)."""
-        classes = self.signature.num_classes
-        return models.new_head(model, classes, classes, seed)
+        return heads.head_name(model, self.signature.num_classes)
 
     def transfer(self, data: Any) -> ClassificationTask:
-        """This role's task on another data set (a conf/data node), all of whose training images are the attacker's.
-
-        Raises ConfigError for the same data set, which would hand over the owner's images, and for other image sizes.
-        """
+        """As Task says. Raises ConfigError for the same data set, which would hand over the owner's images, and for
+        other image sizes."""
         task = self.config.open(spec.build(data, "attack.transfer"), self.cache, self.device, self.say)
-        if task.images.identity["digest"] == self.images.identity["digest"]:
+        if task.images.digest == self.images.digest:
             raise ConfigError("attack.transfer is the same data set as data: its images are the owner's as well")
         if task.signature.image_size != self.signature.image_size:
             raise ConfigError(
@@ -173,5 +150,4 @@ class ClassificationTask:
         return replace(task, index={**task.index, "attacker": everything, "owner": nothing}, role=self.role)
 
     def adopt(self, model: nn.Module, old: ClassificationTask, seed: int) -> nn.Module:
-        """A model of task `old` with a fresh head for this one, in place."""
-        return models.new_head(model, old.signature.num_classes, self.signature.num_classes, seed)
+        return heads.new_head(model, old.signature.num_classes, self.signature.num_classes, seed)

@@ -12,30 +12,29 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import data as datasets
-from bench import degradations, models, networks, pictures, spec
-from bench.cache import Cache, Entry
-from bench.sources import Data
-from bench.tasks import roles
-from bench.types import ConfigError
+from bench import metrics, spec
+from bench.data import degradations, pictures
+from bench.data.pixels import seen
+from bench.data.source import Data, shuffled, split_indices
+from bench.errors import ConfigError, at_least, choice
+from bench.machine import device_of
+from bench.models import base
+from bench.store.cache import Cache, Entry
+from bench.types import Task
 
 # Pixel values that count as one in loss and divergence. At 28 dB the loss is then about a half, as cross-entropies are
 # for which methods' weights (lambda_, margin) were chosen.
 UNIT = 10.0
-BEST = 100.0  # dB, of pictures that are restored exactly
 PARAMETERS = {
     "noise": ("sigma",),
     "jpeg": ("quality",),
     "rain": ("density", "length", "tilt", "strength"),
 }
 PART = 256  # tiles degraded at once
-HEADLESS = "task=restoration: the network has no classifier to train alone or exchange: attack.mode=ftal"
-SETTLED = "task=restoration: there are no other classes to move to: attack.transfer=null"
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Restoration:
     """The task's configuration.
 
     eval_batch: patches per forward pass when measuring; patch: their side in pixels. degradation: noise, jpeg or rain,
-    with the parameters in PARAMETERS (bench.degradations; quality is Pillow's). loss: l2 or l1; metric: the utility,
-    psnr or ssim; max_damage: what a success may cost in each, which verify.max_damage takes.
+    with the parameters in PARAMETERS (bench.data.degradations; quality is Pillow's). loss: l2 or l1; metric: the
+    utility, psnr or ssim; max_damage: what a success may cost in each, which verify.max_damage takes.
     """
 
     eval_batch: int
@@ -61,12 +60,12 @@ class Restoration:
     max_damage: dict[str, float]
 
     def __post_init__(self) -> None:
-        spec.at_least("task.eval_batch", self.eval_batch, 1)
-        spec.at_least("task.patch", self.patch, 16)
-        spec.choice("task.degradation", self.degradation, PARAMETERS)
-        spec.choice("task.loss", self.loss, ("l2", "l1"))
-        spec.choice("task.metric", self.metric, ("psnr", "ssim"))
-        spec.choice("task.metric", self.metric, self.max_damage)
+        at_least("task.eval_batch", self.eval_batch, 1)
+        at_least("task.patch", self.patch, 16)
+        choice("task.degradation", self.degradation, PARAMETERS)
+        choice("task.loss", self.loss, ("l2", "l1"))
+        choice("task.metric", self.metric, ("psnr", "ssim"))
+        choice("task.metric", self.metric, self.max_damage)
         bounds = {"sigma": (0, 255), "quality": (1, 95), "density": (0, 1), "length": (1, 101), "tilt": (0, 90)}
         for name, (low, high) in {**bounds, "strength": (0, 1)}.items():
             if not low <= getattr(self, name) <= high:
@@ -89,14 +88,14 @@ class Restoration:
                 raise ConfigError(f"no picture of {data.name} holds a patch: set task.patch={side} or less")
             say(f"data: {left_out:,} pictures are smaller than {self.patch}x{self.patch} and left out")
         train, test = fit[fit < clean["train"]], fit[fit >= clean["train"]]
-        index = datasets.split_indices(data, len(train), len(test))
+        index = split_indices(data, len(train), len(test))
         index = {name: (test if name == "test" else train)[at] for name, at in index.items()}
         return RestorationTask(self, data, clean, degraded, index, device)
 
 
 @dataclass(frozen=True)
-class RestorationTask:
-    """bench.types.Task for restoration. Splits are disjoint by picture; `role` decides which may be drawn.
+class RestorationTask(Task):
+    """Patches of pictures, degraded and clean. Splits are disjoint by picture.
 
     index: positions of each split's pictures. A split's size is the number of disjoint patches that its pictures hold:
     in an epoch each picture gives so many patches, at random places.
@@ -108,13 +107,12 @@ class RestorationTask:
     degraded: Entry | None
     index: dict[str, Tensor]
     device: torch.device
-    role: str = "judge"
 
+    kind = "restoration"
     gives = "pictures"
 
     @property
     def name(self) -> str:
-        """The data set's, as tables print it."""
         return self.data.name
 
     @property
@@ -122,9 +120,8 @@ class RestorationTask:
         return self.config.metric
 
     @property
-    def train(self) -> str:
-        """The split this role trains on."""
-        return roles.trains_on(self.role)
+    def max_damage(self) -> float:
+        return self.config.max_damage[self.config.metric]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -133,25 +130,20 @@ class RestorationTask:
         splits = ("flip", "validation", "attacker", "split_seed", "train_limit", "test_limit")
         made = {"made": pictures.digest(self.degraded)} if self.degraded else {}
         return {
-            "task": "restoration",
+            "task": self.kind,
             **{name: getattr(config, name) for name in ("patch", "degradation", "loss", "metric")},
             "parameters": config.parameters | made,
             "data": {name: value for name, value in asdict(data).items() if name in splits}
             | {"digest": pictures.digest(self.clean)},
         }
 
-    def view(self, role: str) -> RestorationTask:
-        """The same task as `owner`, `attacker` or `judge` may see it. Nobody gets back to more."""
-        roles.check_view(self.role, role)
-        return replace(self, role=role)
-
     def size(self, split: str) -> int:
         sizes = pictures.resident(self.clean, torch.device("cpu")).sizes[self.index[split]]
         return int((sizes // self.config.patch).prod(1).sum())
 
-    def _draw(self, split: str) -> tuple[pictures.Pictures, pictures.Pictures | None, Tensor]:
+    def tensors(self, split: str) -> tuple[pictures.Pictures, pictures.Pictures | None, Tensor]:
         """Clean pictures, degraded ones where they are kept, and which of them each patch of the split is of."""
-        roles.check_draw(self.role, split)
+        self.check(split)
         clean = pictures.resident(self.clean, self.device)
         degraded = pictures.resident(self.degraded, self.device) if self.degraded else None
         which = self.index[split].to(self.device)
@@ -164,7 +156,7 @@ class RestorationTask:
         out. Without: the tiles of the split's pictures, in order and complete, always the same.
         Raises PermissionError for a split that is not this role's to see.
         """
-        clean, degraded, which = self._draw(split)
+        clean, degraded, which = self.tensors(split)
         if seed is None:
             return self._tiles(split, clean, degraded, which, batch_size)
         return self._random(clean, degraded, which, batch_size, seed)
@@ -177,12 +169,7 @@ class RestorationTask:
         size: int,
         seed: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        host, rng = torch.Generator(), torch.Generator(self.device)
-        host.manual_seed(seed)
-        rng.manual_seed(seed)
-        order = which[torch.randperm(len(which), generator=host).to(which.device)]
-        full = len(order) // size * size or len(order)
-        for part in order[:full].split(size):
+        for part, rng in shuffled(which, size, seed, self.device):
             free = clean.sizes[part] - self.config.patch
             drawn = torch.rand(len(part), 3, generator=rng, device=self.device)
             # A float32 just below 1 times a large side may round up to it.
@@ -234,7 +221,7 @@ class RestorationTask:
         """The loss against the teacher's pictures, as 8 bits show them: no clean picture is read."""
         degraded, _ = batch
         with torch.no_grad():
-            target = pictures.seen(teacher(degraded))
+            target = seen(teacher(degraded))
         return self._distance(model(degraded), target)
 
     def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -257,21 +244,20 @@ class RestorationTask:
         SSIM is the mean over tiles. Outputs that are not numbers count as black.
         """
         target = torch.cat([clean.cpu() for _, clean in self.batches(split, self.config.eval_batch)])
-        return similarity(target, self._outputs(model, split), self.config.metric)
+        return metrics.similarity(target, self._outputs(model, split), self.config.metric)
 
     def answers(self, model: nn.Module) -> Tensor:
         """What a network gives for the inputs that this role measures on: the test set's for the judge, the validation
         split's for others. Float [N, 3, P, P], rounded to 0..255 as whoever asks sees it, on the task's device."""
-        return self._outputs(model, roles.asks(self.role)).to(self.device, torch.float32)
+        return self._outputs(model, self.asks).to(self.device, torch.float32)
 
     def _outputs(self, model: nn.Module, split: str) -> Tensor:
         """uint8 [N, 3, P, P] of a split's tiles, on the CPU."""
         model.eval()
-        # A dynamically quantised model has no parameters left; its normalisation buffers tell where it lives.
-        device = model.input_mean.device
+        device = device_of(model)
         with torch.inference_mode():
             found = [
-                pictures.seen(model(degraded.to(device))).to("cpu", torch.uint8)
+                seen(model(degraded.to(device))).to("cpu", torch.uint8)
                 for degraded, _ in self.batches(split, self.config.eval_batch)
             ]
         return torch.cat(found)
@@ -280,45 +266,12 @@ class RestorationTask:
         """The same task with nothing taken from its pictures, so that a network is handed what it should give."""
         return replace(self, config=replace(self.config, degradation="noise", sigma=0.0), degraded=None)
 
-    def build(self, model: networks.Restorer, seed: int) -> nn.Module:
-        """A network for this task on its device, its initialisation fixed by the seed. ConfigError for what is none."""
-        if not isinstance(model, networks.Restorer):
-            known = ", ".join(networks.NETWORKS)
-            raise ConfigError(f"model {model.title} gives no images: task=restoration takes model={known}")
+    def build(self, model: base.Network, seed: int) -> nn.Module:
+        if model.gives != self.gives:
+            raise ConfigError(
+                f"model {model.title} gives no images: task=restoration takes model=unet, dncnn, resnet_ir"
+            )
         if self.config.patch % model.multiple:
             raise ConfigError(f"task.patch={self.config.patch}: {model.title} takes multiples of {model.multiple}")
-        net = networks.build(model, seed)
-        models.probe(net, self.example().cpu())
-        return models.to_device(net, self.device)
-
-    def head(self, model: nn.Module) -> str:
-        """Raises ConfigError: there is none."""
-        raise ConfigError(HEADLESS)
-
-    def new_head(self, model: nn.Module, seed: int) -> nn.Module:
-        """Raises ConfigError: there is none."""
-        raise ConfigError(HEADLESS)
-
-    def transfer(self, data: Any) -> RestorationTask:
-        """Raises ConfigError: what moves to other classes is a classifier."""
-        raise ConfigError(SETTLED)
-
-    def adopt(self, model: nn.Module, old: RestorationTask, seed: int) -> nn.Module:
-        """As `transfer`."""
-        raise ConfigError(SETTLED)
-
-
-def similarity(target: Tensor, given: Tensor, metric: str) -> float:
-    """PSNR in dB of the squared error over all pictures (at most BEST), or their mean SSIM; uint8 [N, 3, H, W] each."""
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    if metric == "psnr":
-        with np.errstate(divide="ignore"):
-            return min(BEST, float(peak_signal_noise_ratio(target.numpy(), given.numpy(), data_range=255)))
-    # As Wang et al. (2004) have it: Gaussian window of deviation 1.5, no Bessel correction.
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    found = [
-        structural_similarity(a, b, data_range=255, channel_axis=0, **options)
-        for a, b in zip(target.numpy(), given.numpy(), strict=True)
-    ]
-    return float(np.mean(found))
+        io = base.Signature(0, self.config.patch, (127.5,) * 3, (127.5,) * 3)
+        return base.to_device(model.build(io, seed), self.device)

@@ -12,8 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from bench import run, spec
-from bench.usage import options
-from tests.conftest import config
+from bench.cli.usage import options
+from bench.store.runs import read_runs
+from tests.helpers import config
 
 GOLDEN = Path(__file__).with_name("golden.json")
 GROUPS = ("method", "attack", "train", "model", "data")
@@ -39,17 +40,9 @@ RUNS = {
 def node(group: str, name: str) -> str:
     """The digest of a choice as it is by default: of its values, or where they are told by content of its identity."""
     made = spec.build(config(f"{group}={name}", *NEEDED.get(name, ()))[group], group)
-    identity = {"data": lambda: made.identity("0"), "model": lambda: made.identity()}.get(group, lambda: made)()
-    return spec.digest(by_content(spec.canonical(identity)))
-
-
-def by_content(value: object) -> object:
-    """Models within a node by their identities, wherever their class lies."""
-    if not isinstance(value, dict):
-        return value
-    if "_target_" in value:
-        return spec.build(value, "").identity()
-    return {key: by_content(item) for key, item in value.items()}
+    if group == "data":
+        return spec.digest(made.content("0"))
+    return spec.digest(made.identity() if group == "model" else spec.identity(made, group))
 
 
 def hashes(words: tuple[str, ...], folder: Path) -> list[str]:
@@ -57,7 +50,7 @@ def hashes(words: tuple[str, ...], folder: Path) -> list[str]:
     for name in ("logo", "vgg"):
         (folder / name).write_bytes(name.encode())
     x = run.prepare(config(*(w.format(folder=folder) for w in words), f"results_dir={folder}"))
-    return [*x.hashes(), spec.digest(x.host_identity), spec.digest(x.mark_identity)]
+    return [*x.hashes, spec.digest(x.host_identity), spec.digest(x.mark_identity)]
 
 
 def read() -> dict:
@@ -78,10 +71,8 @@ def test_runs_are_named_as_they_were(name, tmp_path):
 
 def test_recorded_runs_hash_to_what_their_rows_say():
     """Method, attack, training and judge of every committed result, built from its own configuration."""
-    from bench import store
-
     golden = read()["recorded"]
-    found = {r["rows"][0]["run_id"]: recorded(r) for r in store.read_runs(GOLDEN.parents[2] / "results")}
+    found = {r["rows"][0]["run_id"]: recorded(r) for r in read_runs(GOLDEN.parents[2] / "results")}
     assert found == golden
 
 
@@ -93,12 +84,10 @@ def recorded(r: dict) -> str:
 if __name__ == "__main__":
     import tempfile
 
-    from bench import store
-
     with tempfile.TemporaryDirectory() as folder:
         made = {
             "nodes": {group: {name: node(group, name) for name in options(group)} for group in GROUPS},
             "runs": {name: hashes(words, Path(folder)) for name, words in RUNS.items()},
-            "recorded": {r["rows"][0]["run_id"]: recorded(r) for r in store.read_runs(GOLDEN.parents[2] / "results")},
+            "recorded": {r["rows"][0]["run_id"]: recorded(r) for r in read_runs(GOLDEN.parents[2] / "results")},
         }
     GOLDEN.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,186 @@
+"""What a run prints: progress on stderr, one table on stdout that fits 80 columns and narrower terminals.
+
+Progress is plain lines. Where stderr is a terminal, a line with elapsed and remaining time is below them for whatever
+takes more than a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import metrics
+from bench.progress import Progress, unseen
+from bench.types import Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Bars
+
+    from bench.report.tables import Table
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def animated() -> bool:
+    """Whether a line on stderr can be redrawn: a terminal, and not one that only prints."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def live(prefix: str = "") -> Iterator[tuple[Callable[[str], None], Progress]]:
+    """(say, progress) of one job, stages shown as `prefix` and their names; plain `say` and `unseen` off a terminal.
+
+    Steps are counted where they are made and looked at once a second, by a thread. The cursor is never hidden, so
+    that however a run ends, it is there.
+    """
+    if not animated():
+        yield say, unseen
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    class Steady(Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            return False
+
+    class Stages(rich.Progress):
+        def get_renderables(self) -> Iterator[Bars]:
+            stages = self.tasks
+            for stage in stages:
+                with contextlib.suppress(KeyError):  # it has just ended
+                    self.update(stage.id, completed=stage.fields["steps"][0])
+            yield self.make_tasks_table([stage for stage in stages if (stage.elapsed or 0) >= 1])
+
+    @contextlib.contextmanager
+    def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+        steps = [0]
+
+        def step() -> None:
+            steps[0] += 1
+
+        stage = stages.add_task(f"{prefix}{what}", total=total, steps=steps)
+        try:
+            yield step
+        finally:
+            stages.remove_task(stage)
+
+    console = Steady(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
+    columns = (
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(20),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left:"),
+        rich.TimeRemainingColumn(),
+    )
+    # Speed is taken over all looks that rich keeps, for steps may be minutes apart. What is printed on stderr by
+    # anybody appears above the lines; stdout is left alone, it may be a file.
+    stages = Stages(
+        *columns,
+        console=console,
+        transient=True,
+        refresh_per_second=1,
+        speed_estimate_period=24 * 3600,
+        redirect_stdout=False,
+    )
+    with stages:
+        yield lambda line: console.print(line, soft_wrap=True), progress
+
+
+def table(
+    rows: list[Row],
+    goal: str,
+    alpha: float,
+    max_damage: float,
+    boundary: float | None = None,
+    controls: dict[str, Any] | None = None,
+) -> None:
+    """Rows of one run on stdout; `boundary` is the p-value of the method's own paper, if it has one, `controls` what
+    the random keys did (bench.controls)."""
+    from bench.report import tables
+
+    console = _console()
+    made = _rows(rows, {**(controls or {}), "alpha": alpha}, goal, max_damage)
+    # First the columns move together, then knobs are broken into lines, and only then columns go below others.
+    ways = [replace(made, gap=gap, room=room) for gap, room in ((2, 24), (1, 24), (1, 12))]
+    tables.show(next((way for way in ways if len(tables.layout(way, console.width)[2]) == 1), ways[-1]), console)
+    for line in notes(rows, goal, alpha, boundary, controls):
+        console.print(line, style="dim", soft_wrap=False)
+
+
+def pictures(numbers: list[dict[str, Any]], seed: int, figure: Path | None) -> None:
+    """What was measured of each suspect's outputs (bench.report.readings), and where their figure is."""
+    from bench.report import readings, tables
+
+    console = _console()
+    console.print()
+    tables.show(readings.table(numbers, seed), console)
+    console.print(readings.LEGEND, style="dim")
+    if figure is not None:
+        print(figure)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
+
+
+def _rows(rows: list[Row], known: dict[str, Any], goal: str, max_damage: float) -> Table:
+    """Rows as a table; `known`: what a verdict needs beside the row."""
+    from bench.report.tables import Table
+
+    first, name = rows[0], next((row.utility_name for row in rows if row.utility_name), "utility")
+    claims = any(row.claim_ber is not None for row in rows)
+    head = [first.attack, "strength", "BER", "log10 p", *["claim", "log10 p"] * claims, name, "damage", "verdict"]
+    title = f"{first.method} on {first.model}, {first.data}, seed {first.seed}"
+    made = Table(title, "", [("", name) for name in head], 2, right=range(1, len(head) - 1))
+    for above, row in zip([None, *rows], rows, strict=False):
+        found = asdict(row)
+        hurt = None if metrics.is_control(row.knob) else metrics.damage(found)
+        cells = [_number(row.ber, 3), _number(row.log10_p, 1)]
+        cells += [_number(row.claim_ber, 3), _number(row.claim_log10_p, 1)] if claims else []
+        cells += [_number(row.utility, 2), _number(hurt, 2)] if row.status == "ok" else ["", ""]
+        knob = "" if above is not None and above.knob == row.knob else row.knob.replace("lambda factor", "factor")
+        strength = "" if row.strength is None else f"{row.strength:g}"
+        made.add(knob, strength, *cells, metrics.verdict({**found, **known}, goal, max_damage))
+    return made
+
+
+def notes(
+    rows: list[Row],
+    goal: str,
+    alpha: float,
+    boundary: float | None = None,
+    controls: dict[str, Any] | None = None,
+) -> list[str]:
+    """What a reader of the table must know beside it."""
+    lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
+    bits = next((row.n_bits for row in rows if row.n_bits), None)
+    if bits:
+        need = metrics.matches_needed(bits, alpha)
+        threshold = f"{need} of {bits} bits" if need is not None else f"more bits than {bits}"
+        lines.append(f"detected: p <= {alpha:g}, {threshold}; host: unmarked, owner's key")
+    if controls:
+        hits, tried = controls["false_positives"], controls["random_keys"]
+        low, high = (f"{100 * end:.2g}" for end in metrics.clopper_pearson(hits, tried))
+        lines.append(f"control: {hits:,} of {tried:,} random keys verify (95%: {low} to {high}%)")
+    if bits and boundary and (need := metrics.matches_needed(bits, boundary)) is not None:
+        passed = sum(row.log10_p is not None and metrics.is_detected(row.log10_p, boundary) for row in rows)
+        read = sum(row.log10_p is not None for row in rows)
+        lines.append(f"the method's own boundary, {boundary:.1e} ({need} bits): {passed} of {read} rows pass")
+    if goal == "forge" and bits:
+        lines.append(f"key search: t tries reach p of about 1/t; alpha would need about {1 / alpha:.0e} tries")
+    return lines
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

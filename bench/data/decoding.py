@@ -1,0 +1,73 @@
+"""Encoded images, in files or in parquet's cells, to arrays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.errors import ConfigError, UserError
+
+
+def parquet_schema(file: Path) -> Any:
+    """A parquet file's schema. Raises UserError for a file that is none."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} is no parquet file: {str(error).splitlines()[0]}") from error
+
+
+def parquet_table(files: list[Path], columns: list[str]) -> Any:
+    """Columns of several files as one table. Raises UserError for what cannot be read."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        return pyarrow.concat_tables([pq.read_table(f, columns=columns) for f in files])
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{files[0]}: {str(error).splitlines()[0]}") from error
+
+
+def parquet_images(files: list[Path], column: Any) -> tuple[list[Callable[[], bytes]], list[str]]:
+    """A column's encoded images, and what each is called in an error."""
+    raw = [cell["bytes"] if isinstance(cell, dict) else cell for cell in column.to_pylist()]
+    return [lambda b=b: b for b in raw], [f"{files[0].parent}, row {i}" for i in range(len(raw))]
+
+
+def read_all(reads: list[Callable[[], bytes]], names: list[str], size: int | None) -> list[np.ndarray]:
+    """Encoded images to uint8 [H, W, 3]: RGB; with `size`, shorter side resized, then cropped centrally.
+
+    Raises UserError for one that cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    def one(item: tuple[Callable[[], bytes], str]) -> np.ndarray:
+        read, name = item
+        try:
+            image = Image.open(io.BytesIO(read())).convert("RGB")
+        except Exception as error:
+            raise UserError(f"{name} is not a readable image: {error}") from error
+        if size is not None and image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(one, zip(reads, names, strict=True)))
+
+
+def decode_all(reads: list[Callable[[], bytes]], names: list[str], size: int | None) -> Tensor:
+    """Encoded images to uint8 [N, 3, H, W], see `read_all`. Raises ConfigError where they differ in size."""
+    arrays = read_all(reads, names, size)
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1 or next(iter(shapes))[0] != next(iter(shapes))[1]:
+        raise ConfigError("the images are not all of one square size: set data.image_size=32 (or another)")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()

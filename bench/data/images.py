@@ -1,0 +1,134 @@
+"""Data sets -> uint8 tensors that are decoded once, cached as one file and live on the device.
+
+`open_images` decodes a source (bench.data.source) or finds it decoded, and tells its content digest, which is what
+stage hashes are taken over: where the files lie does not matter, what is in them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.data.source import Data, shuffled
+from bench.store.cache import Cache, Entry, cached
+
+
+@dataclass(frozen=True)
+class Images:
+    """A decoded data set: its facts; `resident` reads the rest."""
+
+    data: Data
+    entry: Entry
+
+    @property
+    def digest(self) -> str:
+        """Of the decoded content: wherever its files were."""
+        return self.entry.meta["sha256"]["images.safetensors"]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.data.content(self.digest)
+
+
+def open_images(data: Data, cache: str | Path | Cache, say: Callable[[str], None] = lambda line: None) -> Images:
+    """Decode a source into the cache, or find it there. Raises UserError or ConfigError for what the files lack."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        decoded = data.decode()
+        tensors = {
+            "train": decoded.train,
+            "train_labels": decoded.train_labels,
+            "test": decoded.test,
+            "test_labels": decoded.test_labels,
+        }
+        save_file(tensors, folder / "images.safetensors")
+        # Per-channel statistics of the training set, in pixel units 0..255; in float64 and in parts, for memory.
+        sums = [(p.double().sum((0, 2, 3)), p.double().square().sum((0, 2, 3))) for p in decoded.train.split(4096)]
+        count = decoded.train[:, 0].numel()
+        mean = sum(s[0] for s in sums) / count
+        std = (sum(s[1] for s in sums) / count - mean**2).clamp_min(1).sqrt()
+        return {
+            "classes": decoded.classes,
+            "image_size": decoded.train.shape[-1],
+            "train": len(decoded.train),
+            "test": len(decoded.test),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+        }
+
+    entry = cached(cache, "data", data.source(), build, say)
+    if entry.built:
+        say(f"data: decoded {entry['train']:,} + {entry['test']:,} images of {data.name}")
+    return Images(data, entry)
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """train, train_labels, test, test_labels of a decoded data set, mapped: processes on one machine share the pages.
+
+    Nothing of ours writes to a published file; who truncates one that is in use kills its readers (SIGBUS).
+    """
+    return load_file(folder / "images.safetensors")
+
+
+def resident(images: Images, device: torch.device) -> dict[str, Tensor]:
+    """A data set's tensors on the device, shared by all runs of a process."""
+    path = images.entry.path
+    return _resident(path, images.digest, (path / "images.safetensors").stat().st_ino, device)
+
+
+# Digest and inode tell a rebuilt one.
+@lru_cache(maxsize=2)
+def _resident(folder: Path, digest: str, inode: int, device: torch.device) -> dict[str, Tensor]:
+    return {k: v.to(device) for k, v in load_tensors(folder).items()}
+
+
+def augment(images: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """Random crops of images [B, C, H, W] padded by `crop` pixels, and random flips: one gather for the batch.
+
+    Draws from `rng`, a generator of the images' device; keeps dtype and shape.
+    """
+    if not crop and not flip:
+        return images
+    b, c, h, w = images.shape
+    device = images.device
+    rows = torch.arange(h, device=device).expand(b, h)
+    cols = torch.arange(w, device=device).expand(b, w)
+    if crop:
+        images = torch.nn.functional.pad(images, (crop, crop, crop, crop))
+        offsets = torch.randint(0, 2 * crop + 1, (2, b, 1), generator=rng, device=device)
+        rows, cols = rows + offsets[0], cols + offsets[1]
+    if flip:
+        mirrored = torch.rand(b, 1, generator=rng, device=device) < 0.5
+        cols = torch.where(mirrored, cols.flip(1), cols)
+    batch = torch.arange(b, device=device)[:, None, None, None]
+    channel = torch.arange(c, device=device)[None, :, None, None]
+    return images[batch, channel, rows[:, None, :, None], cols[:, None, None, :]]
+
+
+def batches(
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    size: int,
+    seed: int | None,
+    crop: int = 0,
+    flip: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images uint8 [B, 3, H, W], labels [B]) on the device that holds them.
+
+    With a seed: shuffled and augmented by it, and a last batch that is not full is left out (a batch of one
+    breaks batch normalisation). Without: in order, complete, untouched.
+    """
+    if seed is None:
+        for part in index.split(size):
+            yield images[part], labels[part]
+        return
+    for part, rng in shuffled(index, size, seed, images.device):
+        yield augment(images[part], crop, flip, rng), labels[part]

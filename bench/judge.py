@@ -1,0 +1,69 @@
+"""The judge: a snapshot becomes one row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import metrics
+from bench.experiment import Experiment
+from bench.gallery import Gallery
+from bench.models import weights
+from bench.stages import evaluate
+from bench.types import Key, Row, Snapshot, Task
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who measures the suspects of one run: with the owner's key (None: nothing is marked), against the utilities of
+    host and victim, {utility_host, utility_victim}; a gallery keeps what marks in pictures look like."""
+
+    x: Experiment
+    key: Key | None
+    utilities: dict[str, float]
+    gallery: Gallery | None = None
+
+    def row(self, snapshot: Snapshot, **known: Any) -> Row:
+        """The owner's bits, the claim's if there is one, and utility, unless it is `known` already."""
+        x, task, key = self.x, self.x.task, self.key
+        values = {"utility_name": task.utility_name, **self.utilities, **known}
+        if snapshot.moved:
+            # Utility is now the other data set's, and there is no victim or host to compare with.
+            task = x.other
+            values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
+        if "utility" not in values:
+            values["utility"] = evaluate(x, task, snapshot.model)
+        if key is not None:
+            error, log10_p, ok = judged(x, snapshot.model, key)
+            values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok}
+            if self.gallery:
+                self.gallery.add(x, snapshot.model, key, snapshot.knob, snapshot.strength)
+        if snapshot.claim is not None:
+            error, log10_p, ok = judged(x, snapshot.model, snapshot.claim)
+            values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
+        return x.row(snapshot.knob, strength=snapshot.strength, **values)
+
+    def control(self, task: Task, snapshot: Snapshot) -> Row:
+        """The row of what is unmarked, on a task's pictures; it belongs to this run all the same."""
+        row = replace(self, x=replace(self.x, task=task), gallery=None).row(snapshot)
+        run_id, config_hash = self.x.hashes
+        return replace(row, run_id=run_id, config_hash=config_hash)
+
+
+def judged(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool]:
+    """(BER, log10 p, detected) of one claim: bits match at p <= alpha, and every prescribed check passes."""
+    # A network of another architecture has no such weights: no evidence, which is half an error a bit.
+    soft = x.method.extract(model, key, x.task) if carries(x, model, key) else torch.full((key.n_bits,), 0.5)
+    error, log10_p = x.method.evidence(soft, key)
+    return error, log10_p, metrics.is_detected(log10_p, x.verify.alpha) and x.method.accepts(key)
+
+
+def carries(x: Experiment, model: nn.Module, key: Key) -> bool:
+    """Whether a suspect has the weights that the key names, in the shapes of the marked network."""
+    try:
+        return all(weights.read(model, name).shape == x.shapes[name] for name in key.where)
+    except AttributeError:
+        return False

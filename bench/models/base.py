@@ -1,0 +1,129 @@
+"""What every network's configuration shares, and what is done to every network that is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench import spec
+from bench.errors import ConfigError, existing
+from bench.models import anatomy
+from bench.models.heads import head_name
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a network must fit: classes (0: none), pixels per side, channel statistics in pixel units 0..255."""
+
+    num_classes: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by its configuration; each kind is a frozen dataclass that derives from this and has `construct`.
+
+    label: as tables print it (None: name). checkpoint: weights to start from, a safetensors file; a head of another
+    size is left freshly initialised.
+    """
+
+    gives: ClassVar[str] = "classes"  # what comes out, as tasks call it
+
+    label: str | None
+    checkpoint: str | None = spec.file()
+
+    def __post_init__(self) -> None:
+        existing("model.checkpoint", self.checkpoint)
+
+    @property
+    def title(self) -> str:
+        return self.label or getattr(self, "name", spec.kind(self))
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a picture have to be multiples of."""
+        return 1
+
+    def identity(self) -> dict[str, Any]:
+        """What a stage hash covers: the configuration, and the checkpoint by its content, not its place."""
+        return {k: v for k, v in spec.identity(self, "model").items() if k not in ("class", "label")}
+
+    def construct(self, io: Signature) -> nn.Module:
+        """The network, initialised by torch's generator, for normalised images. ConfigError for unfit options."""
+        raise NotImplementedError
+
+    def head(self, net: nn.Module, io: Signature) -> str:
+        """Name of the module that gives the outputs. Raises ConfigError where there is none."""
+        return head_name(net, io.num_classes)
+
+    def heads(self, net: nn.Module, io: Signature) -> frozenset[str]:
+        """Top-level modules behind the feature extractor, which an attacker exchanges freely: no mark goes there."""
+        return frozenset([self.head(net, io).split(".")[0]])
+
+    def build(self, io: Signature, seed: int) -> nn.Module:
+        """A freshly initialised (or checkpointed) network on the CPU, in which is noted what it is made of.
+
+        Input: [B, 3, H, W] in 0..255, any dtype; the network normalises by itself. The same seed gives the same
+        weights, on any device. Raises ConfigError for unknown names and unfit options.
+        """
+        torch.manual_seed(seed)
+        net = self.construct(io)
+        if self.checkpoint:
+            load(net, self.checkpoint, self.head(net, io))
+        normalising(net, io.mean, io.std)
+        images = torch.zeros(2, 3, io.image_size, io.image_size, dtype=torch.uint8)
+        try:
+            out = anatomy.examine(net, images, self.heads(net, io))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ConfigError(
+                f"the model does not take {io.image_size}x{io.image_size} images ({str(error).splitlines()[0]}); "
+                "set data.image_size, model.stem=small or another model"
+            ) from error
+        if self.gives == "classes" and out.shape != (2, io.num_classes):
+            raise ConfigError(f"the model gives outputs of shape {tuple(out.shape[1:])}, not {io.num_classes} logits")
+        return net
+
+
+def normalising(net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
+    """`net` with the normalisation of its input by channel added, in place."""
+    net.register_buffer("input_mean", torch.tensor(mean).view(1, -1, 1, 1))
+    net.register_buffer("input_std", torch.tensor(std).view(1, -1, 1, 1))
+    net.register_forward_pre_hook(_normalise)
+    return net
+
+
+def _normalise(net: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return ((args[0].to(net.input_mean.dtype) - net.input_mean) / net.input_std, *args[1:])
+
+
+def load(net: nn.Module, path: str, head: str) -> None:
+    """Weights from a safetensors file into `net`; the head may differ in size, nothing else may. Raises ConfigError."""
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"model.checkpoint={path} is no safetensors file: {error}") from error
+    own = net.state_dict()
+    state = {k: v for k, v in state.items() if k in own or not k.startswith("input_")}
+    for key in (f"{head}.weight", f"{head}.bias"):
+        if key in state and key in own and state[key].shape != own[key].shape:
+            state[key] = own[key]
+    wrong = [k for k in own if k not in state] + [k for k in state if k not in own]
+    wrong += [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong:
+        raise ConfigError(f"model.checkpoint={path} does not fit this model: {len(wrong)} tensors, first {wrong[0]}")
+    net.load_state_dict(state)
+
+
+def to_device(net: nn.Module, device: torch.device) -> nn.Module:
+    """Onto the device; in channels_last where that is quicker: convolutional networks on CUDA, some on a CPU."""
+    convolutional = any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in net.modules())
+    if convolutional if device.type == "cuda" else anatomy.of(net).channels_last:
+        return net.to(device, memory_format=torch.channels_last)
+    return net.to(device)

@@ -1,0 +1,121 @@
+"""timm and torchvision classifiers by name; stems and patches for small images."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bench.errors import ConfigError, choice, near
+from bench.models.base import Network, Signature
+from bench.models.heads import HEADS
+from bench.models.stems import small_stem
+
+
+@dataclass(frozen=True)
+class Model(Network):
+    """A network by name.
+
+    source: timm or torchvision; name: as that package lists it. stem: `imagenet` (as published) or `small` (3x3 stride
+    1, no pooling; VGG: no 4096-wide layers). patch_size, window_size: for vision transformers (None: chosen to fit the
+    image). kwargs: passed on to the package's constructor.
+    """
+
+    source: str
+    name: str
+    stem: str
+    patch_size: int | None
+    window_size: int | None
+    kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        choice("model.source", self.source, ("timm", "torchvision"))
+        choice("model.stem", self.stem, ("imagenet", "small"))
+        super().__post_init__()
+
+    def construct(self, io: Signature) -> nn.Module:
+        net = _timm(self, io) if self.source == "timm" else _torchvision(self, io)
+        if self.stem == "small":
+            small_stem(net, self.name)
+        return net
+
+    def heads(self, net: nn.Module, io: Signature) -> frozenset[str]:
+        return frozenset(name for name, _ in net.named_children() if name in HEADS)
+
+
+def _timm(model: Model, io: Signature) -> nn.Module:
+    import timm
+
+    if not timm.is_model(model.name):
+        raise ConfigError(f"model.name={model.name}: timm has no such model; {near(model.name, timm.list_models())}")
+    kwargs = {"num_classes": io.num_classes} | _fit_image(model, io) | model.kwargs
+    if mixer := re.match(r"mixer_[sbl](\d+)", model.name):
+        return _construct(model, lambda: _mixer(model.name, int(mixer[1]), io, kwargs), io)
+    return _construct(model, lambda: timm.create_model(model.name, pretrained=False, **kwargs), io)
+
+
+def _mixer(name: str, usual: int, io: Signature, kwargs: dict[str, Any]) -> nn.Module:
+    """An MLP-Mixer. timm's constructor fixes the patch: built for the number of patches, it is given smaller ones."""
+    import timm
+
+    size = kwargs.pop("patch_size", usual)
+    net = timm.create_model(name, pretrained=False, **kwargs | {"img_size": io.image_size // size * usual})
+    net.stem = timm.layers.PatchEmbed(io.image_size, size, embed_dim=net.embed_dim)
+    net.init_weights()
+    return net
+
+
+def _fit_image(model: Model, io: Signature) -> dict[str, Any]:
+    """Image, patch and window size for the families that fix them; patches leave at least a 4 x 4 grid."""
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(model.name)
+    kwargs: dict[str, Any] = {}
+    if cfg is not None and cfg.fixed_input_size:
+        kwargs["img_size"] = io.image_size
+    patch = re.search(r"(?:patch|mixer_[sbl])(\d+)", model.name)
+    usual = int(patch.group(1)) if patch else 4
+    size = model.patch_size or min(usual, max(2, io.image_size // 4))
+    if model.patch_size or (patch and size != usual):
+        kwargs["patch_size"] = size
+    window = re.search(r"window(\d+)", model.name)
+    if model.window_size:
+        kwargs["window_size"] = model.window_size
+    elif window:
+        grid = io.image_size // size
+        kwargs["window_size"] = max(w for w in range(1, int(window.group(1)) + 1) if grid % w == 0)
+    return kwargs
+
+
+def _torchvision(model: Model, io: Signature) -> nn.Module:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if model.name not in names:
+        raise ConfigError(f"model.name={model.name}: torchvision has no such model; {near(model.name, names)}")
+    kwargs: dict[str, Any] = {"num_classes": io.num_classes}
+    if model.name in ("googlenet", "inception_v3"):
+        kwargs |= {"aux_logits": False, "init_weights": True}
+    if model.name.startswith("vit_"):
+        kwargs["image_size"] = io.image_size
+    if model.patch_size:
+        kwargs["patch_size"] = model.patch_size
+    kwargs |= model.kwargs
+    return _construct(model, lambda: torchvision.models.get_model(model.name, weights=None, **kwargs), io)
+
+
+def _construct(model: Model, make: Callable[[], nn.Module], io: Signature) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make()
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"model {model.name} cannot be built for {io.image_size}x{io.image_size} images: {why}; "
+            "see model.patch_size, model.window_size, model.kwargs and data.image_size"
+        ) from error

@@ -1,0 +1,130 @@
+"""Which weights carry the mark: one rule for all methods and all networks.
+
+Candidates are the weights of convolutions and linear layers outside the head, but for convolutions some of whose taps
+see nothing but padding (a 3x3 kernel on a 1x1 map): a mark there would survive because nobody needs it. They are
+grouped into stages by the first numbered part of their names (`layer4`, `features.7`, `blocks.11`). The mark goes into
+the last stage's largest weight with enough capacity (the first of equals: an inner one); where no weight of that stage
+has it, the stage before is asked, and stages made mostly of convolutions that see padding come last. `method.layer`
+narrows the candidates by name or glob.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.errors import ConfigError, near
+from bench.models import anatomy
+from bench.types import Key, Method
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every convolution and linear weight by name, in the order of definition; tied ones once."""
+    found, seen = {}, set()
+    for name, module in model.named_modules():
+        # torch's own attention keeps the three projections in one parameter without a module.
+        attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        carrier = isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention))
+        weight = getattr(module, attribute) if carrier else None
+        if weight is not None and id(weight) not in seen:
+            seen.add(id(weight))
+            found[f"{name}.{attribute}"] = weight
+    return found
+
+
+def candidates(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that may carry a mark: see above. A model that is all head offers all but its last."""
+    everything = weights(model)
+    noted = anatomy.of(model)
+    inner = {k: w for k, w in everything.items() if k.split(".")[0] not in noted.heads}
+    live = {k: w for k, w in inner.items() if k not in noted.dead}
+    return live or inner or dict(list(everything.items())[:-1])
+
+
+def stage(name: str) -> str:
+    """Name up to and including its first numbered part: `layer4.1.conv2.weight` -> `layer4`."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if re.search(r"\d", part):
+            return ".".join(parts[: i + 1])
+    return parts[0]
+
+
+def stages(names: list[str]) -> list[list[str]]:
+    """Names grouped by stage, in the order in which the stages first appear."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(stage(name), []).append(name)
+    return list(groups.values())
+
+
+def choose(model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], int], need: int, what: str) -> str:
+    """Name of the weight that carries the mark.
+
+    capacity(weight) is compared with `need`, both counted in `what`. Raises ConfigError, with the arithmetic,
+    when no candidate is large enough, and with near names when `pattern` matches none.
+    """
+    found = candidates(model)
+    if pattern is not None:
+        everything = weights(model)
+        found = {
+            k: w
+            for k, w in everything.items()
+            if fnmatchcase(k, pattern) or fnmatchcase(k.removesuffix(".weight"), pattern)
+        }
+        if not found:
+            names = [k.removesuffix(".weight") for k in everything]
+            raise ConfigError(
+                f"method.layer={pattern} matches no convolution or linear layer; {near(pattern, names, 12)}; "
+                "list them: python -m bench.layers model=..."
+            )
+    last_first = stages(list(found))[::-1]
+    for names in sorted(last_first, key=lambda names: _mostly_dead(model, stage(names[0]))):
+        fit = [name for name in names if capacity(found[name]) >= need]
+        if fit:
+            return max(fit, key=lambda name: (found[name].numel(), -names.index(name)))
+    best = max(found, key=lambda name: capacity(found[name]))
+    raise ConfigError(
+        f"the message needs {need:,} {what}, but {'the largest' if len(found) > 1 else 'layer'} "
+        f"{best.removesuffix('.weight')} {tuple(found[best].shape)} carries {capacity(found[best]):,}: "
+        "choose a larger layer (python -m bench.layers model=...), a larger model or a smaller method.n_bits"
+    )
+
+
+def _mostly_dead(model: nn.Module, name: str) -> bool:
+    """Whether more than half of a stage's weights are those of convolutions that see padding (models.anatomy)."""
+    sizes = {k: w.numel() for k, w in weights(model).items() if stage(k) == name}
+    return 2 * sum(n for k, n in sizes.items() if k in anatomy.of(model).dead) > sum(sizes.values())
+
+
+def read(model: nn.Module, name: str) -> Tensor:
+    """The weight called `name`, float32; of a quantised module its dequantised values.
+
+    Raises AttributeError when the model has no such weight.
+    """
+    module, _, attribute = name.rpartition(".")
+    weight = getattr(model.get_submodule(module), attribute)
+    weight = weight() if callable(weight) else weight  # a quantised module gives its weight by a call
+    return (weight.dequantize() if weight.is_quantized else weight).float()
+
+
+def like(weight: Tensor, rng: np.random.Generator) -> Tensor:
+    """Standard normal noise of a weight's shape, on its device, from `rng`."""
+    return torch.from_numpy(rng.standard_normal(tuple(weight.shape), dtype=np.float32)).to(weight.device)
+
+
+def pointed(model: nn.Module, method: Method, key: Key) -> dict[str, Tensor]:
+    """Boolean masks of the weights that the bits are read from: those that a random mix of the logits depends on."""
+    y = method.logits(model, key)
+    names = [name for name in key.where if model.get_parameter(name).requires_grad]
+    weights = [model.get_parameter(name) for name in names]
+    mix = torch.linspace(1.0, 2.0, len(y), device=y.device) * torch.where(
+        torch.arange(len(y), device=y.device) % 2 > 0, 1, -1
+    )
+    slopes = torch.autograd.grad(y, weights, mix, allow_unused=True)
+    return {name: g != 0 for name, g in zip(names, slopes, strict=True) if g is not None and bool((g != 0).any())}

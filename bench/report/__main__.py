@@ -1,0 +1,82 @@
+"""Rows of run files -> tables, figures and a page: `python -m bench.report [method=uchida,neuralmark] [attack=prune]`
+
+Nothing is typed by hand or measured here. Units: BER in [0, 1], utility in its task's unit (accuracy: percent), damage
+and fidelity in points of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bench.errors import UserError, choice
+from bench.report.content import assemble
+from bench.report.tables import latex, markdown, show
+from bench.store import claims as verdicts
+from bench.store import compact
+from bench.store.files import write_text
+from bench.store.runs import FILTERS, read_runs, selected
+
+
+def report(args: argparse.Namespace) -> bool:
+    """Write and print everything; False when a control failed. Raises UserError for what the user can mend."""
+    from rich.console import Console
+
+    from bench.report.figures import static  # and matplotlib and plotly: a second that an error need not wait for
+    from bench.report.page.page import page
+
+    for name in (formats := args.formats.split(",")):
+        choice("--formats", name, static.FORMATS)
+    runs = Path(args.runs or Path(args.results) / "runs")
+    if args.compact:
+        if args.filters:
+            raise UserError(f"--compact gathers all runs: leave {args.filters[0]} out", 2)
+        print(compact.compact(runs))
+        return True
+    content = assemble(selected(read_runs(runs), args.filters))
+    claims, out = verdicts.read(Path(args.results) / "claims.json"), Path(args.out or args.results)
+    texts = {f"{name}.csv": frame.to_csv(index=False) for name, frame in content.frames.items()}
+    for name, part in content.parts.items():
+        texts |= {f"{name}.md": markdown(*part), f"{name}.tex": latex(*part)}
+    try:
+        for name, text in texts.items():
+            write_text(out / "tables" / name, text)
+        write_text(out / "report.html", page(content, runs, claims))
+        figures = static.draw(content, out / "figures", formats)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
+    for tables, legend in content.parts.values():
+        for table in tables:
+            show(table, console)
+        console.print(f"{legend}\n")
+    if alarm := "INVALID" in content.unsound.values():
+        print("warning: INVALID: an unmarked host verifies under its owner's key, or random keys do", file=sys.stderr)
+    for path in [*(out / "tables" / name for name in texts), out / "report.html", *figures]:
+        console.print(min(str(path), os.path.relpath(path), key=len), soft_wrap=True)
+    return not alarm
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m bench.report", description="Tables and figures of all runs.")
+    parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(FILTERS)}: a,b,...")
+    parser.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
+    parser.add_argument("--runs", help="folder of the run files (default: RESULTS/runs)")
+    parser.add_argument("--out", help="where report.html, tables/ and figures/ go (default: RESULTS)")
+    parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
+    parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
+    args = parser.parse_intermixed_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" gets a "?", not a traceback
+    try:
+        return 0 if report(args) else 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Everything a report says, put together once from runs: what terminal, files, figures and page read."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.report import cost, pairs, readings, summaries
+from bench.report.aggregate import aggregate, before, points
+from bench.report.labels import variants
+from bench.report.outcomes import outcomes, unsound
+from bench.report.tables import Table
+
+# Options that change no number, or where it is made; the seeds are said last.
+BESIDE = {"seed", "results_dir", "threads", "device", "debug", "force", "cache", "logger", "launcher", "hydra"}
+
+
+class Part(NamedTuple):
+    """Tables of one kind, and what their cells mean."""
+
+    tables: list[Table]
+    legend: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """runs: the run files; everything: their labelled rows; rows: those without clean/*, of which the host's row stands
+    for all; points: every aggregated point, start: of untouched models; cells: outcomes of methods under attacks;
+    unsound: of whom nothing can be said; costs, pairs, readings: as their modules make them; attacks: their labels, in
+    order; parts: the tables that have rows (summary, controls, cost, strengths, pictures)."""
+
+    runs: list[dict[str, Any]]
+    everything: pd.DataFrame
+    rows: pd.DataFrame
+    points: pd.DataFrame
+    start: pd.DataFrame
+    cells: pd.DataFrame
+    unsound: dict[tuple[str, str, str], str]
+    costs: pd.DataFrame
+    pairs: pd.DataFrame
+    readings: pd.DataFrame
+    attacks: list[str]
+    parts: dict[str, Part]
+
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """What is written as CSV, by name."""
+        (summary,) = self.parts["summary"].tables
+        frames = {"rows": self.everything, "strengths": self.points, "cost": self.costs, "pairs": self.pairs}
+        frames |= {"pictures": self.readings} if "pictures" in self.parts else {}
+        return frames | {"summary": pd.DataFrame(summary.texts, columns=[name for _, name in summary.head])}
+
+
+def assemble(runs: list[dict[str, Any]]) -> Content:
+    """The content of a report of these runs (bench.store.runs), of which there is one at least."""
+    everything = variants(runs)
+    rows = everything[~everything["knob"].str.startswith("clean/")]
+    agg, start, cells, bad = aggregate(rows), before(rows), outcomes(rows), unsound(rows)
+    attacks = [*dict.fromkeys(agg.loc[agg["attack"] != "none", "attack_label"])]
+    every, spent, paired = points(start, agg), cost.costs(rows, cells), pairs.differences(rows)
+    read = readings.frame(runs, everything)
+    first, rest = summaries.legends(rows)
+    parts = {
+        "summary": Part([summaries.summary(rows, start, cells, attacks)], first),
+        "controls": Part([summaries.controls(everything)], summaries.CONTROLS),
+        "cost": Part([cost.table(spent, attacks)], cost.legend(spent)),
+        "strengths": Part(summaries.strengths(every, paired, bad), rest),
+        "pictures": Part([readings.summary(read)], readings.LEGEND),
+    }
+    parts = {name: part for name, part in parts.items() if any(table.rows for table in part.tables)}
+    return Content(runs, everything, rows, every, start, cells, bad, spent, paired, read, attacks, parts)
+
+
+def command(words: list[str] | None, seeds: Iterable[int]) -> str:
+    """The command that makes runs again: what the first was called with (a run file's `command`), for all `seeds`.
+
+    Where it runs and is kept (device, results_dir, cache, ...) is left to whoever types it.
+    """
+    if words is None:
+        return "not recorded"
+    flags, kept, each = [], [], iter(words)
+    for word in each:
+        if word.startswith("-"):
+            flags += [word] if "=" in word else [word, next(each, "")]
+        elif re.split(r"[=./@]", word.lstrip("+~"), maxsplit=1)[0] not in BESIDE:
+            kept.append(word)
+    every = sorted(set(seeds))
+    start = ["python", "-m", "bench", *flags, *["-m"] * (len(every) > 1)]
+    return shlex.join([*start, *kept, f"seed={','.join(map(str, every))}"])

@@ -1,0 +1,102 @@
+"""What it costs to remove a mark: the protocol's cost of removal, its table, and the removal frontier.
+
+Damage is victim - suspect in points of utility, signed; BER in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.metrics import t_interval
+from bench.report.tables import Cell, Table
+from bench.report.words import BEFORE, CELL, configuration, places, seeds, unit
+
+COLUMNS = [*CELL, "cost", "half", "k", "n", "limit", "utility_name", "text", "kind"]
+
+
+def _cell(g: pd.DataFrame, outcome: Any) -> dict[str, Any]:
+    """Cost of one method under one attack; `text` is a number only where there is one."""
+    ok = g[(g["status"] == "ok") & ~g["knob"].isin(BEFORE)]
+    name, limit = next(iter(ok["utility_name"].dropna()), None), g["max_damage"].iloc[0]
+    marked = ok[ok["detected"].notna()]
+    gone = marked[~marked["detected"].astype(bool)]
+    least = gone.dropna(subset=["damage"]).groupby("seed")["damage"].min()
+    cost, half = t_interval(least)
+    n = marked["seed"].nunique()
+    cell = {"cost": cost, "half": half, "k": len(least), "n": n, "limit": limit, "utility_name": name}
+    word, digits = unit(name)
+    if outcome.kind in ("na", "invalid"):
+        return cell | {"cost": float("nan"), "half": None, "text": outcome.text, "kind": outcome.kind}
+    if len(least):
+        about = "" if half is None else f" ± {half:.{digits}f}"
+        part = f" ({len(least)}/{n} seeds)" if len(least) < n else ""
+        return cell | {"text": f"{cost:.{digits}f}{about} {word}{part}", "kind": "bad" if cost <= limit else "warn"}
+    if len(gone):
+        return cell | {"text": "lost (new task)", "kind": "warn"}
+    if "failed" in set(g["status"]) or not n:  # what was not tried cannot have cost too much
+        return cell | {"text": "failed" if "failed" in set(g["status"]) else "n/a", "kind": "failed"}
+    return cell | {"text": "never", "kind": "good"}
+
+
+def costs(df: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """One line per method and attack on its mark: the least damage at which the owner's mark was not detected.
+
+    Over all strengths of a seed, whatever is left of the model (max_damage counts for `kind` only); `cost` and `half`
+    are mean and half-width of the 95% t interval over the `k` of `n` seeds at which it ever went, nan where it never
+    did. A forged claim leaves the mark in place: those attacks have no cost and no line. `cells`: outcomes.outcomes.
+    """
+    tried = df[(df["attack"] != "none") & (df["goal"] != "forge")]
+    groups = dict(iter(tried.groupby(CELL, sort=False)))
+    out = []
+    for cell in cells.itertuples():
+        key = tuple(getattr(cell, name) for name in CELL)
+        if key in groups and cell.method != "none":
+            out.append(dict(zip(CELL, key, strict=True)) | _cell(groups[key], cell))
+    return pd.DataFrame(out, columns=COLUMNS)
+
+
+def table(cost: pd.DataFrame, attacks: Sequence[str]) -> Table:
+    """Methods in rows, attacks in columns (those of `attacks` that have a cost)."""
+    attacks = [attack for attack in attacks if attack in set(cost["attack_label"])]
+    keys = ["method", "model", "data"] if len(places(cost)) > 1 else ["method"]
+    head = [("", name) for name in [*keys, *attacks]]
+    made = Table("Cost of removal", seeds(cost.loc[cost["n"] > 0, "n"]), head, len(keys))
+    cells = {(c.model, c.data, c.method_label, c.attack_label): c for c in cost.itertuples()}
+    for model, data, label in sorted({key[:3] for key in cells}):
+        found = [cells.get((model, data, label, attack)) for attack in attacks]
+        costs = [Cell("–") if c is None else Cell(c.text, c.kind, configuration(c)) for c in found]
+        made.add(*[label, model, data][: len(keys)], *costs)
+    return made
+
+
+def legend(cost: pd.DataFrame) -> str:
+    """What the table's cells mean."""
+    limits = " or ".join(f"{x:g}" for x in sorted(cost["limit"].dropna().unique()))
+    return (
+        "Cost of removal: the least damage (victim - suspect) at which the mark was not detected, over all strengths "
+        f"of a seed and whatever it did to the model (as an attack's success only up to {limits} counts). "
+        "± is a 95% t interval over the seeds at which the mark went; never: at no strength of any seed."
+    )
+
+
+def frontier(p: pd.DataFrame) -> list[tuple[float, float]]:
+    """Corners (damage, BER) of one method's removal frontier: the least damage at which each BER was reached.
+
+    `p` holds its aggregated points (aggregate.points), of which the untouched victim is where the frontier begins;
+    from corner to corner it runs level and then up. Later corners are higher and further right.
+    """
+    reached = p[(p["status"] == "ok") & (p["knob"] != "host")].dropna(subset=["ber", "damage"])
+    corners: list[tuple[float, float]] = []
+    for at in reached.sort_values(["damage", "ber"], ascending=[True, False]).itertuples():
+        if not corners or at.ber > corners[-1][1]:
+            corners.append((float(at.damage), float(at.ber)))
+    return corners
+
+
+def tradeoff(block: pd.DataFrame) -> pd.DataFrame:
+    """Points of one model and data that have a place in damage and BER: what attacks on the mark made, and victims."""
+    block = block[(block["status"] == "ok") & ~block["goal"].eq("forge") & (block["method"] != "none")]
+    return block[block["knob"] != "host"].dropna(subset=["ber", "damage"])

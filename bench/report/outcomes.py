@@ -1,0 +1,73 @@
+"""What became of each mark under each attack, in a word."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from bench.report.words import BEFORE, CELL, unit
+
+UNSOUND = {
+    "INVALID": "the unmarked host verifies under the owner's key, or random keys do",
+    "NO MARK": "the victim did not verify before any attack",
+}
+
+
+def _outcome(g: pd.DataFrame) -> tuple[str, str]:
+    """Text and kind of one method under one attack, over all its strengths."""
+    ok = g[(g["status"] == "ok") & ~g["knob"].isin(BEFORE)]
+    if ok.empty:
+        return ("failed", "failed") if "failed" in set(g["status"]) else ("n/a", "na")
+    if (ok["verdict"] == "unmarked").all():
+        return "unmarked", "na"
+    if len(forged := ok[ok["verdict"] == "forged"]):
+        return f"forged ({', '.join(dict.fromkeys(forged['knob']))})", "bad"
+    if ok["goal"].iloc[0] == "forge":
+        return "resisted", "good"
+    name, digits = unit(ok["utility_name"].iloc[0])
+    point = [ok["knob"], ok["strength"].fillna(-1)]
+    gone = ok[ok["verdict"].isin(["removed", "overwritten"])]
+    if len(gone):  # the owner's mark is lost either way: what counts is the least damage
+        hits = gone["damage"].groupby(point)
+        at = hits.mean().fillna(math.inf).idxmin()
+        verdict = gone.loc[hits.groups[at], "verdict"].iloc[0]
+        k, n = hits.size()[at], ok.groupby(point).size()[at]
+        part = f" ({k}/{n} seeds)" if k < n else ""
+        return f"{verdict} at {hits.mean()[at]:.{digits}f} {name}{part}", "bad"
+    for verdict, text in (("ambiguous", "ambiguous"), ("lost", "lost (new task)")):
+        if (ok["verdict"] == verdict).any():
+            return text, "warn"
+    if "failed" in set(g["status"]):  # what was not tried cannot have been survived
+        return "failed", "failed"
+    alive = ok["ber"][ok["verdict"] == "survived"].groupby(point).mean()
+    return f"survived ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'})", "good"
+
+
+def unsound(df: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """(method label, model, data) of which nothing can be said, and why in a word: INVALID where a control detects, NO
+    MARK where the victim did not verify."""
+    found: dict[tuple[str, str, str], str] = {}
+    for verdict, word in (("not embedded", "NO MARK"), ("FALSE ALARM", "INVALID")):
+        bad = df[df["verdict"] == verdict]
+        found |= dict.fromkeys(zip(bad["method_label"], bad["model"], bad["data"], strict=True), word)
+    return found
+
+
+def outcomes(df: pd.DataFrame) -> pd.DataFrame:
+    """One line per method and attack (and model, data): `text`, `kind`, `reason` of what is not plain.
+
+    removed and overwritten at the least damage, a mean over the seeds to which it happened (all, unless k/n
+    says otherwise). Nothing is said of a method whose control detects, or whose victim did not verify.
+    """
+    out, wrong = [], unsound(df)
+    for key, g in df[df["attack"] != "none"].groupby(CELL, sort=False):
+        cell = dict(zip(CELL, key, strict=True))
+        bad = g[g["status"] != "ok"]
+        notes = dict.fromkeys(f"{s}: {e}" for s, e in zip(bad["status"], bad["error"], strict=True))
+        text, kind = _outcome(g)
+        word = wrong.get((cell["method_label"], cell["model"], cell["data"]))
+        if word == "INVALID" or (word and kind not in ("na", "failed")):
+            text, kind, notes = word, "invalid", {f"{word}: {UNSOUND[word]}": None} | notes
+        out.append({**cell, "text": text, "kind": kind, "reason": "; ".join(notes)})
+    return pd.DataFrame(out, columns=[*CELL, "text", "kind", "reason"])

@@ -1,0 +1,98 @@
+"""The pieces report.html is put together from: cells, tables that sort and filter, figures, the libraries' own text."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import itables
+
+from bench.metrics import missing
+from bench.report.style import KINDS
+from bench.report.tables import Table
+
+
+def datatables() -> tuple[str, str]:
+    """The DataTables bundle of the package itables: a module as data: address, and its style sheet."""
+    folder = Path(itables.__file__).parent / "html"
+    module = b64encode((folder / "dt_bundle.js").read_bytes()).decode()
+    return f"data:text/javascript;charset=utf-8;base64,{module}", (folder / "dt_bundle.css").read_text(encoding="utf-8")
+
+
+def inert(text: str, tag: str) -> str:
+    """A library's text within its element: nothing in it may close that."""
+    return re.sub(rf"</(?={tag})", r"<\\/", text, flags=re.IGNORECASE)
+
+
+def td(text: str, order: Any = None, kind: str = "", href: str = "") -> str:
+    """A table cell, escaped; `order` is what it is sorted by where that is not its text, `kind` a class ("cell KIND":
+    coloured as that kind of outcome), `href` an anchor on the page."""
+    by = "" if order is None else f' data-order="{escape(str(order))}"'
+    inner = re.sub(r"\([^()]{,12}\)", r"<span>\g<0></span>", escape(text)) if kind.startswith("cell") else escape(text)
+    inner = f'<a href="#{href}">{inner}</a>' if href else inner
+    if kind.startswith("cell"):
+        _, _, colour = kind.partition(" ")
+        inner = inner.replace("<a ", f'<a class="{colour}" ', 1) if href else f'<span class="{colour}">{inner}</span>'
+        kind = "cell"
+    return f"<td{f' class={kind!r}' if kind else ''}{by}>{inner}</td>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], pick: Iterable[str] = (), caption: str = "") -> str:
+    """A table that DataTables takes up; columns in `pick` are filtered from a list of what occurs in them."""
+    names = "".join(f"<th{' class=pick' * (name in set(pick))}>{escape(name)}</th>" for name in head)
+    lines = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    told = f'<p class="caption">{escape(caption)}</p>' if caption else ""
+    return f'{told}<table class="data"><thead><tr>{names}</tr></thead>\n<tbody>{lines}</tbody></table>'
+
+
+def leading(text: str) -> str:
+    """What a text is sorted by: its leading number, nothing for "–" (which would make numbers sort as text)."""
+    found = re.match(r"[+-]?\d+(?:\.\d+)?(?:e-?\d+)?", text)
+    return found[0].lstrip("+") if found else "" if text == "–" else text
+
+
+def slug(text: str) -> str:
+    """A text as part of an id."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def grid(made: Table, anchors: Mapping[tuple, str]) -> str:
+    """A table of the report: outcomes are coloured by their kind and lead to their provenance."""
+    rows = []
+    for row in made.rows:
+        out = [td(cell.text) for cell in row[: made.keys]]
+        for text, kind, at in row[made.keys :]:
+            known = kind in KINDS
+            order = weighed(text, kind) if known else leading(text)
+            out.append(td(text, order, f"cell {kind}" if known else "", anchors.get(at, "")))
+        rows.append(out)
+    head = [name for _, name in made.head]
+    notes = "".join(f"<li>[{i}] {escape(note)}</li>" for i, note in enumerate(made.notes, 1))
+    whole = table(head, rows, head[: made.keys], made.caption)
+    return whole + (f'<ol class="notes">{notes}</ol>' if notes else "")
+
+
+def weighed(text: str, kind: str) -> str:
+    """Outcomes sort by kind, then by the number they name."""
+    found = re.search(r"-?\d+\.\d+", text)
+    value = float(found[0]) if found else 0.0
+    return f"{[*KINDS].index(kind)} {value + 1e6:014.3f} {text}"
+
+
+def num(text: str, value: Any) -> str:
+    """A cell that is sorted by its number."""
+    return td(text, "" if missing(value) else f"{value:.6g}", "num")
+
+
+def figure(fig: Any, width: float = 0) -> str:
+    """A figure for the script to draw once it is seen; `width`: the least it needs (px)."""
+    text = fig.to_json()  # which writes < as \u003c: no text can end the element
+    height = fig.layout.height or 450
+    return (
+        f'<div class="wide"><div class="figure" style="min-width:{width:g}px;height:{height:g}px"></div>'
+        f'<script type="application/json">{text}</script></div>\n'
+    )

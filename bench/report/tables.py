@@ -1,0 +1,141 @@
+"""One table, for every format: terminal, markdown, LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from bench.report.style import TERMINAL
+from bench.report.words import lines
+
+BOLD = ("best", "invalid")  # kinds that are bold in every format
+MD = str.maketrans({c: f"\\{c}" for c in "\\|*_`<~"})
+TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "–": "--"}
+TEX = str.maketrans(TEX | {"^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"})
+
+
+class Cell(NamedTuple):
+    """A cell of a table: its text; the kind of outcome it tells (a key of style.KINDS, or "best"); the configuration
+    it tells it of (the values of words.CELL)."""
+
+    text: str
+    kind: str = ""
+    at: tuple = ()
+
+
+@dataclass
+class Table:
+    """One table for every format: `head` holds (group, name) of each column, the first `keys` are its keys.
+
+    For the terminal alone: columns that are flush right, blanks between columns, characters a key may be wide before
+    it is broken.
+    """
+
+    title: str
+    caption: str
+    head: list[tuple[str, str]]
+    keys: int
+    rows: list[list[Cell]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    right: Collection[int] = ()
+    gap: int = 2
+    room: int = 24
+
+    def add(self, *cells: str | Cell) -> None:
+        """One more row."""
+        self.rows.append([Cell(cell) if isinstance(cell, str) else cell for cell in cells])
+
+    def note(self, text: str) -> str:
+        """The mark of a footnote; one text has one mark."""
+        if (text := " ".join(text.split())) not in self.notes:
+            self.notes.append(text)
+        return f" [{self.notes.index(text) + 1}]"
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """What the cells say."""
+        return [[cell.text for cell in row] for row in self.rows]
+
+    def body(self, escape: dict[int, str], bold: str) -> list[list[str]]:
+        """The cells, escaped, the bold ones put into the format `bold`."""
+        rows = [[(cell.text.translate(escape), cell.kind in BOLD) for cell in row] for row in self.rows]
+        return [[bold % text if strong else text for text, strong in row] for row in rows]
+
+
+def markdown(tables: Iterable[Table], legend: str) -> str:
+    """For a README: GitHub's dialect, columns aligned for whoever reads the source."""
+    parts = [legend.translate(MD)]
+    for t in tables:
+        cells = [[f"{group} {name}".strip().translate(MD) for group, name in t.head], *t.body(MD, "**%s**")]
+        width = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        cells.insert(1, ["-" * w if j < t.keys else "-" * (w - 1) + ":" for j, w in enumerate(width)])
+        rows = [" | ".join(c.ljust(w) for c, w in zip(row, width, strict=True)) for row in cells]
+        notes = [f"- [{i}] {note.translate(MD)}" for i, note in enumerate(t.notes, 1)]
+        parts += [f"**{t.title.translate(MD)}** ({t.caption})", "\n".join(f"| {row} |" for row in rows)]
+        parts += ["\n".join(notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(tables: Iterable[Table], legend: str) -> str:
+    """For a paper: one table environment each, in the style of the package booktabs."""
+    out = [r"% \usepackage{booktabs}"]
+    for t in tables:
+        top, rules, at = [], "", 1
+        for group, columns in groupby(t.head, key=lambda column: column[0]):
+            n = len([*columns])
+            top.append(rf"\multicolumn{{{n}}}{{c}}{{{group.translate(TEX)}}}")
+            rules += rf" \cmidrule(lr){{{at}-{at + n - 1}}}" if group else ""
+            at += n
+        caption, columns = f"{t.title} ({t.caption}). {legend}", "l" * t.keys + "r" * (len(t.head) - t.keys)
+        out += [r"\begin{table}", r"  \centering", rf"  \caption{{{caption.translate(TEX)}}}"]
+        out += [rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
+        out += [f"    {' & '.join(top)} \\\\", f"   {rules}"] if rules else []
+        out += [f"    {' & '.join(name.translate(TEX) for _, name in t.head)} \\\\", r"    \midrule"]
+        out += [f"    {' & '.join(row)} \\\\" for row in t.body(TEX, r"\textbf{%s}")]
+        out += [r"    \bottomrule", r"  \end{tabular}"]
+        out += [rf"  \par\footnotesize [{i}] {note.translate(TEX)}" for i, note in enumerate(t.notes, 1)]
+        out += [r"\end{table}", ""]
+    return "\n".join(out)
+
+
+def layout(table: Table, width: int) -> tuple[list[str], list[list[str]], list[list[int]]]:
+    """(head, cells, pieces) as a terminal of `width` shows them: texts broken into lines, and the columns of each piece
+    that it is cut into where it is too narrow; its keys come with each piece, the columns of a group stay together."""
+    room = [table.room if j < table.keys else 99 if group else 13 for j, (group, _) in enumerate(table.head)]
+    cells = [[lines(text, r) for text, r in zip(row, room, strict=True)] for row in table.texts]
+    head, units = [], []
+    for j, (group, name) in enumerate(table.head):
+        first = not group or group != table.head[j - 1][0]
+        head.append(f"{lines(group, 22)}\n{lines(name, room[j])}".strip() if first else name)
+        if j >= table.keys:
+            units.append([j]) if first else units[-1].append(j)
+    wide = [table.gap + max(map(len, "\n".join(column).split("\n"))) for column in zip(head, *cells, strict=True)]
+    pieces: list[list[int]] = []
+    for columns in units:
+        if not pieces or sum(wide[j] for j in pieces[-1] + columns) - table.gap > width:
+            pieces.append([*range(table.keys)])
+        pieces[-1] += columns
+    return head, cells, pieces
+
+
+def show(table: Table, console: Any) -> None:
+    """Print a table, in as many pieces as the console is too narrow for."""
+    from rich import box
+    from rich.table import Table as Rich
+    from rich.text import Text
+
+    head, cells, pieces = layout(table, console.width)
+    bottom = "bottom" if table.head[-1][0] else "top"
+    console.print(Text.assemble((table.title, "bold"), f" ({table.caption})" if table.caption else ""))
+    for piece in pieces:
+        rich = Rich(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, table.gap - 1, 0, 0))
+        for j in piece:
+            sides = {"justify": "right" if j in table.right else "left", "vertical": bottom}
+            rich.add_column(Text(head[j]), **sides)
+        for row, texts in zip(table.rows, cells, strict=True):
+            rich.add_row(*(Text(texts[j], TERMINAL.get(row[j].kind, "")) for j in piece))
+        console.print(rich, "", sep="\n")
+    for i, note in enumerate(table.notes, 1):
+        console.print(Text(f"[{i}] {note}" + "\n" * (i == len(table.notes))))

@@ -1,0 +1,82 @@
+"""The words that tables and figures share: numbers, intervals, units. No drawing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from bench.metrics import missing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELL = ["method", "attack", "method_label", "attack_label", "model", "data"]
+BEFORE = ("host", "none")  # knobs of the rows that precede every attack
+UNITS = {"psnr": ("dB", 2), "ssim": ("SSIM", 3)}
+
+
+def axis(knob: str) -> str:
+    """How a knob's strengths rise: "bits" (downwards), "log" or "linear"."""
+    base = re.split("[,/]", knob)[0].strip()
+    return "bits" if base == "bits" else "log" if base in ("tries", "sigma") or "lambda" in base else "linear"
+
+
+def unit(name: Any) -> tuple[str, int]:
+    """Unit of differences of a utility, and its decimals."""
+    return UNITS.get(str(name).split("@")[0].lower(), ("pts", 1))
+
+
+def number(x: float) -> str:
+    """A strength or an alpha: 0.5, 100,000, 1e-9."""
+    text = "–" if missing(x) else f"{x:,.0f}" if x >= 10_000 and x == int(x) else f"{x:g}"
+    return text.replace("e-0", "e-")
+
+
+def lines(text: str, room: int) -> str:
+    """Break at blanks, but not inside short brackets: "(BER 0.25)" stays whole."""
+    whole = re.sub(r"[(\[][^()\[\]]{,12}[)\]]", lambda m: m[0].replace(" ", "\u00a0"), text)
+    return fill(whole, room, break_long_words=False, break_on_hyphens=False).replace("\u00a0", " ")
+
+
+def configuration(p: Any) -> tuple[str, ...]:
+    """What a point or an outcome tells of: its values of CELL."""
+    return tuple(getattr(p, name) for name in CELL)
+
+
+def places(df: pd.DataFrame) -> list[tuple[str, str]]:
+    """The pairs of model and data."""
+    return [*df[["model", "data"]].drop_duplicates().itertuples(index=False, name=None)]
+
+
+def seeds(n: Iterable[int]) -> str:
+    """Caption: over how many seeds the cells of a table are means."""
+    low, high = min(n := [*n], default=1), max(n, default=1)
+    if high == 1:
+        return "1 seed: no interval"
+    single = ": what has no interval is 1 seed" if low == 1 else ""
+    return f"{high} seeds" if low == high else f"{low} to {high} seeds{single}"
+
+
+def interval(mean: float, half: float, name: Any, sign: str = "") -> str:
+    """Mean ± half-width in the decimals of the utility `name`."""
+    digits = unit(name)[1]
+    about = "" if missing(half) else f" ± {half:.{digits}f}"
+    return "–" if missing(mean) else f"{mean:{sign}.{digits}f}{about}"
+
+
+def _mark(share: float, hit: float, mark: str) -> str:
+    return "" if missing(share) or share == 1 - hit else mark if share == hit else f"({mark})"
+
+
+def ber(p: Any) -> str:
+    """The owner's BER at an aggregated point; * where it is not detected."""
+    band = ", ".join(f"{end:.3f}".removeprefix("0") for end in (p.ber_low, p.ber_high))
+    text = f"{p.ber:.3f}{f' [{band}]' * (p.n > 1)}{_mark(p.detected, 0, '*')}"
+    return "–" if missing(p.ber) else text
+
+
+def claim(p: Any) -> str:
+    """The BER of the attacker's claim; ! where it passes."""
+    return "–" if missing(p.claim_ber) else f"{p.claim_ber:.3f}{_mark(p.claim_detected, 1, '!')}"

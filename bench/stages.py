@@ -1,0 +1,109 @@
+"""Host and mark: trained once, cached by their content's address, opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from bench import machine, metrics
+from bench.errors import UserError
+from bench.experiment import Experiment
+from bench.models import branches
+from bench.store.cache import Entry, cached
+from bench.store.keys import load_key, save_key
+from bench.train import Fit
+from bench.types import Key, Task
+
+
+def host(x: Experiment) -> Entry:
+    """The network trained without a mark, by its content's address."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
+        model = fresh(x)
+        return make(x, folder, lambda: owner_fit(x, "host")(model, x.task.view("owner")))[1]
+
+    return cached(x.cache, "host", x.host_identity, build, x.say)
+
+
+def mark(x: Experiment, warn: bool = True) -> Entry:
+    """The marked network and its key; warns where bits are missing."""
+    entry = cached(x.cache, "mark", x.mark_identity, lambda folder: _embedded(x, folder), x.say)
+    if warn and entry["ber"] > 0:
+        x.say(
+            f"warning: the embedding is incomplete: {round(entry['ber'] * entry['n_bits'], 1):g} of "
+            f"{entry['n_bits']} bits are wrong; raise the epochs or the method's strength"
+        )
+    return entry
+
+
+def _embedded(x: Experiment, folder: Path) -> dict[str, Any]:
+    """keygen, embed, and a check."""
+    # The key first: a layer too small for the message should cost a second, not an epoch.
+    model = skeleton(x)
+    key = x.method.keygen(model, x.rng("owner", "key"))
+    if not x.method.from_scratch:
+        load_weights(model, host(x).path)
+    where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where) or "its outputs"
+    x.say(f"mark: embedding {x.method_name}, {key.n_bits} bits in {where}")
+    fit = owner_fit(x, "mark")
+    model, measured = make(x, folder, lambda: x.method.embed(model, key, x.task.view("owner"), fit))
+    save_key(key, folder / "key.safetensors", x.method_name, x.method.version)
+    soft = x.method.extract(model, key, x.task.view("owner")).cpu()
+    error, weakest = metrics.ber(soft, key.message), metrics.weakest(soft, key.message)
+    x.say(f"mark: BER {error:.4g}, the weakest bit is read at {weakest:.3f} (0.5: undecided, 1: certain)")
+    return measured | {"ber": error, "weakest": weakest, "n_bits": key.n_bits}
+
+
+def make(x: Experiment, folder: Path, train: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
+    """Train a stage's network, save it, measure it: utility, and what training alone cost."""
+    started = machine.start(x.device)
+    model = train()
+    seconds, peak = machine.stop(x.device, started)
+    save_model(model, str(folder / "model.safetensors"))
+    cost = {"seconds": seconds, "peak_mb": peak, "device": machine.device_name(x.device)}
+    return model, {"utility": evaluate(x, x.task, model), **cost}
+
+
+def evaluate(x: Experiment, task: Task, model: nn.Module) -> float:
+    with x.progress("measuring", None):
+        return task.utility(model)
+
+
+def fresh(x: Experiment, role: str = "owner") -> nn.Module:
+    return x.task.build(x.model, x.seeded(role, "init"))
+
+
+def skeleton(x: Experiment, role: str = "owner") -> nn.Module:
+    """`fresh`, with what the method adds to the architecture."""
+    return x.method.extend(fresh(x, role), x.task, x.seeded(role, "extend"))
+
+
+def owner_fit(x: Experiment, stage: str = "mark") -> Fit:
+    # Host and mark share initialisation and batches: their difference is the method's alone.
+    seed = x.seeded("owner", "fit")
+    return Fit(x.train, seed, say=x.say, what=f"{stage}: training", progress=x.progress, log=x.log.losses(stage))
+
+
+def load_weights(model: nn.Module, folder: Path) -> nn.Module:
+    """A stage's weights; where `model` has a method's module and the stage (a host) does not, it stays untrained."""
+    missing, unexpected = load_model(model, str(folder / "model.safetensors"), strict=False)
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(f"{branches.NAME}."))]
+    if wrong:
+        raise UserError(f"{folder} does not hold this network: {len(wrong)} tensors differ, first {wrong[0]}")
+    return model.eval()
+
+
+def opened(x: Experiment, entry: Entry) -> tuple[nn.Module, Key | None]:
+    """A victim, and its owner's key; without a mark, the host and None."""
+    key = load_key(entry.path / "key.safetensors") if x.method.marks else None
+    return load_weights(skeleton(x), entry.path), key
+
+
+def cost(entry: Entry) -> dict[str, Any]:
+    """Utility of a stage and what it cost to make, whenever and wherever that was."""
+    return {name: entry[name] for name in ("utility", "seconds", "peak_mb", "device")}

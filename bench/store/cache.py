@@ -1,0 +1,174 @@
+"""cached(): a stage's files, addressed by the content of its configuration.
+
+Under one lock per address: build in a folder aside, write checksums, publish by renaming the folder. A killed
+build leaves only a folder aside, which the next build of the same address removes; a reader verifies checksums and
+a mismatch is reported and built again. Only safetensors and JSON are read: no pickle. What is not here may be in a
+store that machines share (bench.store.remote): it is fetched into the folder aside, and what was built here uploaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from bench import spec
+from bench.errors import UserError
+from bench.store import remote
+from bench.store.files import write_json
+
+# Enters every address: raise it when training or data decoding would give other bytes for equal configuration.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where stages are kept: a folder of this machine and, if it has a URL, a store shared with others."""
+
+    root: str
+    url: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published stage: its folder, its meta.json, and whether this call had to build it."""
+
+    path: Path
+    meta: dict[str, Any]
+    built: bool
+
+    def __getitem__(self, name: str) -> Any:
+        return self.meta["measured"][name]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """meta.json of a published stage. Raises ValueError with the reason when the folder is not what it says."""
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        sums = meta["sha256"]
+        meta["measured"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"meta.json: {type(error).__name__}") from error
+    for name, expected in sums.items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{name} is missing")
+        if spec.sha256(file) != expected:
+            raise ValueError(f"{name}: checksum differs")
+    return meta
+
+
+def cached(
+    place: str | Path | Cache,
+    stage: str,
+    identity: Any,
+    build: Callable[[Path], dict[str, Any]],
+    say: Callable[[str], None] = lambda line: None,
+) -> Entry:
+    """The entry of (stage, identity), built by `build(folder) -> measured` unless it is here or there and intact.
+
+    Raises UserError when the disk is full or not writable, ConfigError for a shared store that cannot be used.
+    """
+    place = place if isinstance(place, Cache) else Cache(str(place), url=None)
+    shared = remote.connect(place.url) if place.url else None
+    identity = {"version": VERSION, "stage": stage, **spec.canonical(identity)}
+    address = spec.digest(identity)
+    path = Path(place.root) / stage / address
+    try:
+        entry = _here(path, identity, build, shared, say)
+    except SafetensorError as error:
+        # safetensors reports a full disk as an error of its own, without an errno.
+        raise UserError(f"cannot write {path}: {error}; nothing was left half-written") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left for {path}; nothing was left half-written") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot write {path}: {error.strerror}; set results_dir=") from error
+        raise
+    if shared:
+        # Without the lock: whoever waits here can go on. What an earlier run could not upload, this one does.
+        shared.offer(f"{stage}/{address}", path, say)
+    return entry
+
+
+def _here(
+    path: Path,
+    identity: dict[str, Any],
+    build: Callable[[Path], dict[str, Any]],
+    shared: remote.Remote | None,
+    say: Callable[[str], None],
+) -> Entry:
+    """The entry in its place on this machine: found, fetched or built, under its lock unless it was found."""
+    name = f"{path.parent.name}/{path.name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        try:
+            return Entry(path, _read(path), built=False)
+        except ValueError:
+            pass  # looked at again, and reported, under the lock
+    with _locked(path.with_name(f"{path.name}.lock"), name, say):
+        if path.is_dir():
+            try:
+                return Entry(path, _read(path), built=False)
+            except ValueError as error:
+                say(f"cache: {name} is corrupt ({error}); making it again")
+                shutil.rmtree(path)
+        if shared:
+            with _aside(path) as aside:
+                if meta := shared.fetch(name, aside, _read, say):
+                    os.rename(aside, path)
+                    return Entry(path, meta, built=False)
+        return _publish(path, identity, build)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        say(f"waiting for another process that makes {name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    # We hold the lock: whatever lies aside under this address was left by a process that was killed.
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.mkdir()
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]) -> Entry:
+    with _aside(path) as aside:
+        started = time.perf_counter()
+        measured = build(aside)
+        meta = {
+            "identity": identity,
+            "measured": measured,
+            "seconds": round(time.perf_counter() - started, 3),
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "sha256": {p.name: spec.sha256(p) for p in sorted(aside.iterdir())},
+        }
+        write_json(aside / "meta.json", meta)
+        os.rename(aside, path)
+        return Entry(path, meta, built=True)

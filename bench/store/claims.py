@@ -1,0 +1,81 @@
+"""claims.json, what bench.claims found: its fields, its reader, and how an entry takes the place of an older one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.store.files import write_json
+
+COLUMNS = ("name", "paper", "claim", "criterion", "verdict", "text", "data", "model", "seeds", "run_ids", "command")
+# Options that change no number, and those whose outcome an entry names anyway (data, model).
+BESIDE = ("results_dir", "threads", "device", "cache", "logger", "force", "debug", "data", "model")
+
+
+def read(path: Path) -> list[dict[str, Any]] | None:
+    """The entries of a claims.json, COLUMNS of each; None where there is no file.
+
+    Raises UserError for a file that is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise TypeError("not a list")
+        return [{name: item[name] for name in COLUMNS} for item in found]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no claims ({type(error).__name__}: {error}); delete it") from error
+
+
+def settings(entry: dict[str, Any]) -> tuple[str, ...]:
+    """The words of an entry's command that make it another question: train.epochs=1, seed=0, method.n_bits=64."""
+    words = [word for word in shlex.split(entry["command"]) if "=" in word or word.startswith("~")]
+
+    def beside(word: str) -> bool:
+        key = word.lstrip("+~").partition("=")[0]
+        return key in BESIDE or key.startswith(("cache.", "logger."))
+
+    return tuple(sorted(word for word in words if not beside(word)))
+
+
+def place(item: dict[str, Any]) -> list[str]:
+    """What an entry was judged on: networks, data, and the settings that were given."""
+    return [item["model"], item["data"], *settings(item)]
+
+
+def identity(entry: dict[str, Any]) -> tuple:
+    """What two entries have in common of which the later replaces the earlier."""
+    return entry["name"], entry["data"], entry["model"], settings(entry)
+
+
+def remember(path: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put an entry in the place of the one of the same claim, data, networks and settings; other processes may do so at
+    the same time. Returns all, in the order of names. Raises UserError where it cannot be written."""
+    with locked(path):
+        entries = [item for item in read(path) or [] if identity(item) != identity(new)] + [new]
+        entries.sort(key=identity)
+        write_json(path, entries)
+    return entries
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time reads claims.json, changes it, and writes what follows from it."""
+    from filelock import FileLock
+
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()

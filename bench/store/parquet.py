@@ -1,0 +1,130 @@
+"""Reads the parquet that bench.store.compact writes: every run, all columns, or one run.
+
+One record per row, readable by any parquet reader: `file` (the run file's path below the folder), the protocol's
+fields, and `env`, `command`, `controls`, `outputs` and every node of the configuration (`config.method`, ...) as JSON
+text, which repeats and so costs next to nothing. `keys` is the order of the nodes and `whole` names the numbers that
+the run file wrote without a fraction, so that a run comes back exactly as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import UserError
+from bench.store.runfile import COLUMNS, CONTROLS
+from bench.types import ROW_FIELDS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GATHERED = "runs.parquet"
+BLOCKS = ("env", "command", "controls", "outputs")  # of a run file, beside its configuration and rows
+DEPTH = 3  # folders between a run file and the parquet: <method>/<attack>/<run_id>.json
+
+
+def _columns(table: pa.Table) -> Iterator[dict[str, list]]:
+    """The values of every column, JSON parsed, in pieces of the table. What reads the same is one object."""
+    parsed: dict[str | None, Any] = {}
+
+    def values(name: str, column: pa.Array) -> list:
+        if not hasattr(column, "dictionary"):
+            return column.to_pylist()
+        texts = column.dictionary.to_pylist()
+        if name in ("keys", *BLOCKS) or name.startswith("config."):
+            texts = [parsed[t] if t in parsed else parsed.setdefault(t, json.loads(t)) for t in texts]
+        return [*map([*texts, None].__getitem__, column.indices.fill_null(len(texts)).to_pylist())]
+
+    for batch in table.to_batches():
+        yield {name: values(name, column) for name, column in zip(table.column_names, batch.columns, strict=True)}
+
+
+def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file, run) of a table, in its order. Runs share the nodes of their configurations that read the same."""
+    last, run = None, {}
+    for columns in _columns(table):
+        cells = zip(*(columns[name] for name in ROW_FIELDS), strict=True)
+        for i, (file, whole, row) in enumerate(zip(columns["file"], columns["whole"], cells, strict=True)):
+            if file != last:
+                if last is not None:
+                    yield last, run
+                config = {key: columns[f"config.{key}"][i] for key in columns["keys"][i]}
+                blocks = {name: columns[name][i] if name in columns else None for name in BLOCKS}
+                last, run = file, {"config": config, **blocks, "rows": []}
+                if run["outputs"] is None:  # only a mark in outputs has any
+                    del run["outputs"]
+            fields = dict(zip(ROW_FIELDS, row, strict=False))
+            if whole:
+                fields |= {name: int(fields[name]) for name in whole.split()}
+            run["rows"].append(fields)
+    if last is not None:
+        yield last, run
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {said}); move it away") from error
+
+
+def read(path: Path, below: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file, run) of one parquet, in the order of paths; `below` a folder ("uchida/") only. Raises UserError."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with reading(path):
+        table = pq.ParquetFile(path).read()
+        if below:
+            if "whole" not in table.column_names:
+                return  # somebody else's file in a folder further up
+            table = table.filter(pc.starts_with(table["file"].cast("string"), below))
+        yield from runs_of(table)
+
+
+def columns(path: Path) -> dict[str, list]:
+    """What bench.store.load reads, of a whole parquet, without its runs: several times faster. Raises UserError."""
+    import pyarrow.parquet as pq
+
+    out: dict[str, list] = {name: [] for name in COLUMNS}
+    with reading(path):
+        needed = [*ROW_FIELDS, "whole", "controls", "config.attack", "config.verify"]
+        for part in _columns(pq.ParquetFile(path).read(columns=needed)):
+            for i, names in enumerate(part["whole"]):
+                for name in names.split() if names else ():
+                    part[name][i] = int(part[name][i])
+            for name in ROW_FIELDS:
+                out[name] += part[name]
+            out["goal"] += [node["goal"] for node in part["config.attack"]]
+            for name in ("max_damage", "alpha"):
+                out[name] += [node[name] for node in part["config.verify"]]
+            for name in CONTROLS:
+                out[name] += [(tried or {}).get(name) for tried in part["controls"]]
+    return out
+
+
+def find(path: Path) -> dict[str, Any] | None:
+    """A run by the path its file had, or None. Reads the statistics and one or two row groups. Raises UserError."""
+    for folder in path.parents[:DEPTH]:
+        if (gathered := folder / GATHERED).is_file():
+            import pyarrow.compute as pc
+            import pyarrow.parquet as pq
+
+            name = path.relative_to(folder).as_posix()
+            with reading(gathered), pq.ParquetFile(gathered) as file:
+                at = file.schema_arrow.get_field_index("file")
+                ranges = [file.metadata.row_group(i).column(at).statistics for i in range(file.num_row_groups)]
+                groups = [i for i, s in enumerate(ranges) if s is None or s.min <= name <= s.max]
+                table = file.read_row_groups(groups)
+                for _, run in runs_of(table.filter(pc.equal(table["file"], name))):
+                    return run
+    return None

@@ -1,0 +1,150 @@
+"""Runs of a folder, whether each lies there as a file (bench.store.runfile) or was gathered into a parquet
+(bench.store.parquet), which callers do not have to know."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import heapq
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bench.errors import UserError, choice, near
+from bench.store import parquet
+from bench.store.parquet import GATHERED
+from bench.store.runfile import COLUMNS, read_loose, records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T")
+FILTERS = ("method", "attack", "model", "data", "seed")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The run of a path, from its file or, where it was compacted, from the parquet (bench.store.parquet).
+
+    Raises FileNotFoundError for neither and UserError, naming the file, for one that is not what it should be.
+    """
+    try:
+        return read_loose(path)
+    except FileNotFoundError:
+        if run := parquet.find(path):
+            return run
+        raise
+
+
+def listed(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Run files and parquets of runs below a folder, each in a fixed order: run files by path, parquets top down."""
+    loose, gathered = [], []
+    for at, folders, names in os.walk(folder):
+        folders.sort()
+        loose += [f"{at}{os.sep}{name}" for name in names if name.endswith(".json") and not name.startswith(".")]
+        gathered += [f"{at}{os.sep}{name}" for name in names if name == GATHERED]
+    return sorted(loose, key=_parts), gathered
+
+
+def _parts(path: str) -> list[str]:
+    return path.replace(os.sep, "/").split("/")
+
+
+def once(sources: Iterable[Iterator[tuple]]) -> Iterator[tuple]:
+    """Items (file, ...) of sources that are each in the order of paths, merged; of a file in several, the first's."""
+    last = ""
+    for item in heapq.merge(*sources, key=lambda item: _parts(item[0])):
+        if item[0] != last:
+            yield item
+        last = item[0]
+
+
+def no_runs(path: str | Path) -> UserError:
+    return UserError(f"no run files below {path}; make some: python -m bench method=neuralmark attack=prune")
+
+
+def _runs(path: Path) -> Iterator[dict[str, Any]]:
+    """Runs below a folder in the order of their paths, each once: a file counts before a compacted run."""
+    loose, gathered = listed(path)  # before the parquets are opened: see bench.store.compact
+    sources = [((file, read_loose(file)) for file in loose)]
+    sources += [_gathered(file, os.path.dirname(file), "") for file in gathered]
+    full = path.resolve()
+    for up in full.parents[:2]:  # a folder of one that was compacted
+        if (file := up / GATHERED).is_file():
+            sources.append(_gathered(file, path, f"{full.relative_to(up).as_posix()}/"))
+    run = None
+    for _, run in once(sources):
+        yield run
+    if run is None:
+        raise no_runs(path)
+
+
+def _gathered(file: str | Path, at: str | Path, below: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, run in parquet.read(Path(file), below):
+        yield os.path.join(at, name.removeprefix(below)), run
+
+
+def _collected(path: str | Path, collect: Callable[[Iterator[dict[str, Any]]], T]) -> T:
+    for _ in range(100):
+        try:
+            with _no_collector():
+                return collect(_runs(Path(path)))
+        except FileNotFoundError as error:
+            gone = error  # compacted while we read: from the start
+            time.sleep(0.1)
+    raise UserError(f"{gone.filename} cannot be read: {gone.strerror}")
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    # Millions of objects and no cycles: the collector would look at all of them again and again.
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def read_runs(path: str | Path) -> list[dict[str, Any]]:
+    """Every run below a folder, in a fixed order. Raises UserError when there is none.
+
+    Configurations of compacted runs share what they have in common: not to be changed in place.
+    """
+    return _collected(path, list)
+
+
+def frame(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of run files as one tidy DataFrame: the protocol's fields, then goal, max_damage and alpha, and how many
+    random keys were tried on the run's victim and verified."""
+    import pandas as pd
+
+    return pd.DataFrame([record for run in runs for record in records(run)], columns=COLUMNS)
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """All rows of a folder as one tidy DataFrame (see `frame`). Raises UserError when there is none."""
+    loose, gathered = listed(path)
+    if not loose and gathered == [os.path.join(path, GATHERED)]:
+        import pandas as pd
+
+        with contextlib.suppress(FileNotFoundError), _no_collector():
+            return pd.DataFrame(parquet.columns(Path(gathered[0])))
+    return _collected(path, frame)
+
+
+def selected(runs: list[dict], filters: Iterable[str]) -> list[dict]:
+    """Runs that pass every `key=value,value`. Raises UserError for an unknown key and for nothing left."""
+    runs = [run for run in runs if run["rows"]]
+    for item in filters:
+        key, _, value = item.partition("=")
+        choice("filter", key, FILTERS)
+        names = {str(run["rows"][0][key]) for run in runs}
+        runs = [run for run in runs if str(run["rows"][0][key]) in value.split(",")]
+        if not runs:
+            raise UserError(f"{item} leaves nothing; {near(value, names)}")
+    if not runs:
+        raise UserError("the run files hold no rows")
+    return runs

@@ -1,0 +1,77 @@
+"""What regularising methods share: a penalty on one weight, and the three situations to train it in."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.errors import ConfigError, at_least, choice
+from bench.models import branches, weights
+from bench.types import Fit, Key, Method, Task
+
+SITUATIONS = ("scratch", "finetune", "distill")
+
+
+class Regulariser(Method):
+    """Base of methods that read bit j as the sign of a differentiable logits(model, key)[j].
+
+    Derived dataclasses have the fields lambda_, situation and n_bits and give `reader`, the differentiable logits
+    with all that depends on the key alone computed once. Situations after Uchida et al. 2017, Sec. 3.2: from
+    scratch; fine-tuning the trained host; fine-tuning it on its own outputs, without labels.
+    """
+
+    # How the bits' cross-entropies are joined: Uchida's Eq. 3 adds them, NeuralMark's averages them.
+    reduction: str = "mean"
+    tunable = True
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.situation == "scratch"
+
+    def again(self, factor: float) -> Regulariser:
+        return replace(self, situation="finetune", lambda_=factor * self.lambda_)
+
+    def check(self) -> None:
+        """Raises ConfigError for values that no method of this family can take."""
+        choice("method.situation", self.situation, SITUATIONS)
+        if self.lambda_ < 0:
+            raise ConfigError(f"method.lambda_={self.lambda_}: must be at least 0")
+        at_least("method.n_bits", self.n_bits, 1)
+
+    def reader(self, key: Key, device: torch.device) -> Any:
+        """A function of the marked weight that gives logits [n]; the key's tensors already on the device."""
+        raise NotImplementedError
+
+    def logits(self, model: nn.Module, key: Key) -> Tensor:
+        weight = weights.read(model, key.where[0])
+        return self.reader(key, weight.device)(weight)
+
+    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
+        """Train `host` in place with the task's loss plus lambda times the embedding loss."""
+        device = next(host.parameters()).device
+        read, name = self.reader(key, device), key.where[0]
+        truth = key.message.to(device, torch.float32)
+
+        def penalty(model: nn.Module) -> Tensor:
+            y = read(model.get_parameter(name))
+            return self.lambda_ * functional.binary_cross_entropy_with_logits(y, truth, reduction=self.reduction)
+
+        return self.train(host, task, fit, penalty=penalty)
+
+    def train(self, host: nn.Module, task: Task, fit: Fit, **how: Any) -> nn.Module:
+        """`fit` on the labels, or on the host's own outputs where the situation is `distill`."""
+        if self.situation != "distill":
+            return fit(host, task, **how)
+        teacher = copy.deepcopy(host).eval().requires_grad_(False)
+        if branches.branch(teacher) is not None:  # it is untrained: the host's outputs are those without it
+            branches.detach(teacher)
+        return fit(host, task, loss=lambda model, batch: task.distill(model, teacher, batch), **how)
+
+    @torch.no_grad()
+    def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:
+        return torch.sigmoid(self.logits(model, key))

@@ -1,0 +1,144 @@
+"""Metrics, intervals and verdicts against numbers computed by hand or by scipy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+
+from bench import metrics
+
+
+@pytest.mark.parametrize(("n", "need"), [(64, 56), (128, 98), (256, 176)])
+def test_matches_needed_at_alpha(n, need):
+    assert metrics.matches_needed(n, 1e-9) == need
+    assert metrics.is_detected(metrics.log10_p(1 - need / n, n), 1e-9)
+    assert not metrics.is_detected(metrics.log10_p(1 - (need - 1) / n, n), 1e-9)
+
+
+def test_neuralmark_security_boundary():
+    # The paper: 227 of 256 bits at 2^-128.
+    assert metrics.matches_needed(256, 2.0**-128) == 227
+
+
+def test_all_bits_right_is_two_to_the_minus_n():
+    for n in (1, 8, 64, 2048):
+        assert metrics.log10_p(0.0, n) == pytest.approx(n * math.log10(0.5), rel=1e-12)
+    # what the tail of scipy's survival function cannot say:
+    assert binom.logsf(2046, 2048, 0.5) == -math.inf
+    assert metrics.log10_p(1 / 2048, 2048) == pytest.approx(math.log10(2049) - 2048 * math.log10(2), rel=1e-12)
+
+
+def test_too_few_bits_reach_no_verdict():
+    assert metrics.matches_needed(29, 1e-9) is None
+    assert metrics.matches_needed(30, 1e-9) == 30
+
+
+@given(st.integers(1, 512), st.data())
+def test_log10_p_is_the_binomial_tail(n, data):
+    k = data.draw(st.integers(0, n))
+    expected = binom.sf(k - 1, n, 0.5)
+    assert 10 ** metrics.log10_p(1 - k / n, n) == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+def test_ber_counts_undecided_and_unreadable_bits_as_half():
+    truth = torch.tensor([True, True, False, False])
+    assert metrics.ber(torch.tensor([0.9, 0.51, 0.1, 0.49]), truth) == 0.0
+    assert metrics.ber(torch.tensor([0.1, 0.1, 0.9, 0.9]), truth) == 1.0
+    assert metrics.ber(torch.tensor([0.5, 0.9, 0.1, 0.1]), truth) == 0.125
+    assert metrics.ber(torch.full((4,), math.nan), truth) == 0.5
+    assert metrics.weakest(torch.tensor([0.9, 0.51, 0.1, 0.3]), truth) == pytest.approx(0.51)
+    assert metrics.matches(0.125, 4) == 3  # 3.5 matches: the half is not the claimant's
+
+
+@given(st.integers(1, 5000), st.data())
+def test_clopper_pearson_is_scipys_exact_interval(trials, data):
+    hits = data.draw(st.integers(0, trials))
+    expected = binomtest(hits, trials).proportion_ci(method="exact")
+    assert metrics.clopper_pearson(hits, trials) == pytest.approx((expected.low, expected.high), rel=1e-6, abs=1e-12)
+
+
+def test_random_keys_alarm_only_beyond_what_alpha_allows():
+    assert metrics.clopper_pearson(0, 1000)[1] == pytest.approx(0.003682, abs=1e-6)
+    assert not metrics.false_alarm(0, 1000, 1e-9)
+    assert metrics.false_alarm(1, 1000, 1e-9)
+    assert not metrics.false_alarm(12, 1000, 0.01)  # 10 expected
+    assert metrics.false_alarm(25, 1000, 0.01)
+    assert not metrics.false_alarm(math.nan, math.nan, 1e-9)
+    assert not metrics.false_alarm(None, None, 1e-9)
+    row = {"status": "ok", "knob": "host", "detected": False, "claim_detected": None, "alpha": 1e-9}
+    assert metrics.verdict(row, "removal", 5.0) == "control"
+    assert metrics.verdict({**row, "random_keys": 1000, "false_positives": 0}, "removal", 5.0) == "control"
+    assert metrics.verdict({**row, "random_keys": 1000, "false_positives": 2}, "removal", 5.0) == "FALSE ALARM"
+
+
+def test_inverted_message_is_no_detection():
+    assert metrics.log10_p(1.0, 256) == 0.0
+
+
+def test_t_interval_by_hand():
+    mean, half = metrics.t_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302652729911275 / math.sqrt(3))  # t(2, 0.975) * 1 / sqrt(3)
+    assert metrics.t_interval([5.0]) == (5.0, None)
+
+
+def test_wilson_by_hand():
+    low, high = metrics.wilson(0, 100)
+    assert low == 0.0
+    assert high == pytest.approx(metrics.Z95**2 / (100 + metrics.Z95**2))
+    low, high = metrics.wilson(50, 100)
+    assert (low + high) / 2 == pytest.approx(0.5)
+    assert high == pytest.approx(0.5961686, abs=1e-6)
+
+
+def row(**values):
+    base = {
+        "status": "ok",
+        "knob": "ratio",
+        "detected": True,
+        "claim_detected": None,
+        "utility": 90.0,
+        "utility_victim": 92.0,
+    }
+    return base | values
+
+
+@pytest.mark.parametrize(
+    ("goal", "values", "expected"),
+    [
+        ("removal", {}, "survived"),
+        ("removal", {"detected": False}, "removed"),
+        ("removal", {"detected": False, "utility": 86.9}, "destroyed"),
+        ("removal", {"detected": False, "utility": 95.0}, "removed"),  # damage is signed
+        ("removal", {"detected": False, "utility_victim": None}, "lost"),
+        ("removal", {"detected": False, "utility_victim": np.nan}, "lost"),
+        ("removal", {"detected": None}, "unmarked"),
+        ("removal", {"status": "skipped"}, "skipped"),
+        ("removal", {"knob": "host", "detected": False}, "control"),
+        ("forge", {"knob": "host", "detected": True}, "FALSE ALARM"),
+        ("removal", {"knob": "none", "detected": False}, "not embedded"),
+        ("overwrite", {"claim_detected": True}, "ambiguous"),
+        ("overwrite", {"claim_detected": True, "detected": False}, "overwritten"),
+        ("overwrite", {"claim_detected": True, "utility": 10.0}, "destroyed"),
+        ("overwrite", {"claim_detected": False}, "survived"),
+        ("forge", {"claim_detected": True}, "forged"),
+        ("forge", {"claim_detected": False}, "resisted"),
+    ],
+)
+def test_verdicts(goal, values, expected):
+    assert metrics.verdict(row(**values), goal, 5.0) == expected
+
+
+def test_a_clean_surrogate_that_verifies_fails_the_run():
+    row = {"status": "ok", "knob": "clean/same/l2", "detected": True, "claim_detected": None}
+    assert metrics.verdict(row, "removal", 1.0) == "FALSE ALARM"
+    assert metrics.verdict({**row, "detected": False}, "removal", 1.0) == "control"
+    assert metrics.is_control("host")
+    assert not metrics.is_control("none")
+    assert not metrics.is_control("cleaning")
