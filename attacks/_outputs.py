@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.pixels import seen
-from bench.types import Victim
+from bench.types import Attack, Victim
 
 
-def untouchable(victim: Victim) -> str | None:
-    """Why there is nothing to gain from a victim's outputs, or None."""
-    if victim.method.marks and victim.method.access == "weights":
-        return "the mark is read from weights, which no change of outputs touches"
-    return None if victim.task.gives == "pictures" else "the victim gives no pictures"
+class OutputAttack(Attack):
+    """Base of attacks that change a victim's pictures, and leave the victim as it is."""
+
+    needs = ("outputs",)
+
+    def skip(self, victim: Victim) -> str | None:
+        if victim.method.marks and victim.method.access == "weights":
+            return "the mark is read from weights, which no change of outputs touches"
+        return None if victim.task.gives == "pictures" else "the victim gives no pictures"
 
 
 class Changed(nn.Module):

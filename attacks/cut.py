@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.errors import at_least
+from bench.errors import within
 from bench.models import branches
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -20,11 +20,7 @@ class Cut(TunedAttack):
     needs = ("weights", "method")
     needs_data = True
 
-    epochs: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("attack.epochs", self.epochs, 0)
+    epochs: int = within(0)
 
     def skip(self, victim: Victim) -> str | None:
         return None if branches.branch(victim.model) else "the method adds no module that could be cut out"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench import spec
-from bench.errors import ConfigError, increasing
+from bench.errors import ConfigError, within
 from bench.models.base import Network
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -26,13 +26,12 @@ class Distill(TunedAttack):
     needs = ("outputs",)
     needs_data = True
 
-    snapshots: list[int]
+    snapshots: list[int] = within(1, 10**6)
     same: bool
     student: Any
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        increasing("attack.snapshots", self.snapshots, 1, 10**6)
         if not self.same and self.student is None:
             raise ConfigError("attack.same=false leaves no student: model@attack.student=NAME")
         if self.student is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.errors import ConfigError, at_least, choice
+from bench.errors import ConfigError, among, within
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
 
@@ -24,14 +24,9 @@ class Finetune(TunedAttack):
 
     needs_data = True
 
-    mode: str
-    epochs: int
+    mode: str = among("ftal", "ftll", "rtal", "rtll")
+    epochs: int = within(1)
     transfer: Any
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("attack.mode", self.mode, ("ftal", "ftll", "rtal", "rtll"))
-        at_least("attack.epochs", self.epochs, 1)
 
     def skip(self, victim: Victim) -> str | None:
         try:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench import metrics
-from bench.errors import at_least, increasing
+from bench.errors import within
 from bench.types import Attack, Fit, Key, Method, Snapshot, Victim
 
 
@@ -34,16 +34,10 @@ class Forge(Attack):
 
     needs = ("weights", "method", "layer")
 
-    steps: list[int]
+    steps: list[int] = within(1, 10**6)
     lr: float
-    draws: int
-    tries: list[int]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        increasing("attack.steps", self.steps, 1, 10**6)
-        at_least("attack.draws", self.draws, 1)
-        increasing("attack.tries", self.tries, 1, 10**9)
+    draws: int = within(1)
+    tries: list[int] = within(1, 10**9)
 
     def skip(self, victim: Victim) -> str | None:
         return None if victim.method.marks else "the method makes no claim that could be forged"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import ConfigError, at_least, increasing
+from bench.errors import ConfigError, within
 from bench.models.weights import like, pointed
 from bench.types import Fit, Key, Method, Snapshot, TunedAttack, Victim
 
@@ -29,15 +29,12 @@ class Intercept(TunedAttack):
 
     needs = ("weights", "method", "key")
 
-    fractions: list[float]
-    sigmas: list[float]
-    epochs: int
+    fractions: list[float] = within(0.0, 1.0)
+    sigmas: list[float] = within(0.0, 1e6)
+    epochs: int = within(0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        increasing("attack.fractions", self.fractions, 0.0, 1.0)
-        increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
-        at_least("attack.epochs", self.epochs, 0)
         if self.epochs and self.data == "none":
             raise ConfigError("attack.epochs of recovery need data: attack.data=attacker (or attack.epochs=0)")
 
@@ -100,9 +97,8 @@ def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, ite
     back = torch.autograd.grad(y, inputs, mix, create_graph=True)
 
     def normal(u: Tensor) -> Tensor:
-        return torch.autograd.grad(back, mix, torch.autograd.grad(y, inputs, u, retain_graph=True), retain_graph=True)[
-            0
-        ]
+        slopes = torch.autograd.grad(y, inputs, u, retain_graph=True)
+        return torch.autograd.grad(back, mix, slopes, retain_graph=True)[0]
 
     sign = torch.where(torch.from_numpy(message).to(y.device), 1.0, -1.0)
     residual = (sign * y.abs().median() - y).detach()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.errors import increasing
+from bench.errors import within
 from bench.models import branches
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -25,11 +25,7 @@ class Meanfill(Attack):
 
     needs = ("weights", "method")
 
-    fractions: list[float]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        increasing("attack.fractions", self.fractions, 0.0, 1.0)
+    fractions: list[float] = within(0.0, 1.0)
 
     def skip(self, victim: Victim) -> str | None:
         return None if spatial(victim.model) else "the network has no convolution with more than one tap"

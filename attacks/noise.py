@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench.errors import ConfigError, choice, increasing
+from bench.errors import ConfigError, among, within
 from bench.models.weights import like, weights
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -22,13 +22,11 @@ class Noise(Attack):
     they differ in size alone.
     """
 
-    sigmas: list[float]
-    scope: str
+    sigmas: list[float] = within(0.0, 1e6)
+    scope: str = among("all", "marked")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        increasing("attack.sigmas", self.sigmas, 0.0, 1e6)
-        choice("attack.scope", self.scope, ("all", "marked"))
         if self.scope == "marked" and not {"layer", "key"} & set(self.knows):
             raise ConfigError("attack.scope=marked needs to know the layer: attack.knows=[weights,layer]")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from bench.errors import at_least, choice, increasing
+from bench.errors import among, within
 from bench.types import Attack, Fit, Key, Snapshot, Victim
 
 
@@ -25,17 +25,10 @@ class Overwrite(Attack):
     needs = ("weights", "method", "layer")
     needs_data = True
 
-    factors: list[float]
-    lrs: list[float]
-    optimizer: str
-    epochs: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        increasing("attack.factors", self.factors, 0.0, 1e6)
-        increasing("attack.lrs", self.lrs, 1e-9, 1e3)
-        choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
-        at_least("attack.epochs", self.epochs, 1)
+    factors: list[float] = within(0.0, 1e6)
+    lrs: list[float] = within(1e-9, 1e3)
+    optimizer: str = among("sgd", "adamw")
+    epochs: int = within(1)
 
     def skip(self, victim: Victim) -> str | None:
         if victim.method.access == "outputs":

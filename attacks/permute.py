@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import increasing
+from bench.errors import within
 from bench.models.symmetry import Trace, extent
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -43,11 +43,7 @@ class Permute(Attack):
     that preserves the function exactly. What changes the logits by more than 1e-4 of the largest is undone.
     """
 
-    scales: list[float]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        increasing("attack.scales", self.scales, 1.0, 1e3)
+    scales: list[float] = within(1.0, 1e3)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         example = victim.task.example(CHECKED)

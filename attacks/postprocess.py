@@ -8,17 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from attacks._outputs import Changed, untouchable
+from attacks._outputs import Changed, OutputAttack
 from bench.data import changes
-from bench.types import Attack, Fit, Snapshot, Victim
+from bench.types import Fit, Snapshot, Victim
 
 
 @dataclass(frozen=True)
-class Postprocess(Attack):
+class Postprocess(OutputAttack):
     """Each kind of bench.data.changes at its strengths: JPEG's quality, standard deviations of noise (of 255) and blur
     (pixels), a factor of each side, pixels, and grey levels added. No training, no data."""
-
-    needs = ("outputs",)
 
     jpeg: list[float]
     noise: list[float]
@@ -32,9 +30,6 @@ class Postprocess(Attack):
         for kind in changes.KINDS:
             for strength in getattr(self, kind):
                 changes.check(f"attack.{kind}", kind, strength)
-
-    def skip(self, victim: Victim) -> str | None:
-        return untouchable(victim)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         seed = int(rng.integers(2**62))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import ConfigError, at_least, choice, increasing
+from bench.errors import ConfigError, among, within
 from bench.models.weights import weights
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -24,17 +24,13 @@ class Prune(TunedAttack):
     pruning). finetune_after: epochs of fine-tuning on the attacker's data after each ratio; pruned weights stay 0.
     """
 
-    ratios: list[float]
-    criterion: str
-    scope: str
-    finetune_after: int
+    ratios: list[float] = within(0.0, 1.0)
+    criterion: str = among("magnitude", "random")
+    scope: str = among("global", "layer", "marked")
+    finetune_after: int = within(0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        increasing("attack.ratios", self.ratios, 0.0, 1.0)
-        choice("attack.criterion", self.criterion, ("magnitude", "random"))
-        choice("attack.scope", self.scope, ("global", "layer", "marked"))
-        at_least("attack.finetune_after", self.finetune_after, 0)
         if self.scope == "marked" and not {"layer", "key"} & set(self.knows):
             raise ConfigError("attack.scope=marked needs to know the layer: attack.knows=[weights,layer]")
         if self.finetune_after and self.data == "none":
@@ -57,7 +53,9 @@ class Prune(TunedAttack):
             keep = {}
             for group, order in zip(groups, orders, strict=True):
                 keep |= _masks({name: original[name] for name in group}, order, ratio)
-            _apply(model, original, keep)
+            with torch.no_grad():
+                for name, mask in keep.items():
+                    model.get_parameter(name).copy_(original[name] * mask)
             if self.finetune_after:
                 held = {name: model.get_parameter(name) for name in keep}
                 fit(
@@ -82,9 +80,3 @@ def _masks(tensors: dict[str, Tensor], order: Tensor, ratio: float) -> dict[str,
     flat[order[: round(ratio * len(order))]] = 0.0
     parts = flat.split([t.numel() for t in tensors.values()])
     return {name: part.view(t.shape) for (name, t), part in zip(tensors.items(), parts, strict=True)}
-
-
-@torch.no_grad()
-def _apply(model: torch.nn.Module, original: dict[str, Tensor], keep: dict[str, Tensor]) -> None:
-    for name, mask in keep.items():
-        model.get_parameter(name).copy_(original[name] * mask)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import choice, increasing
+from bench.errors import among, within
 from bench.models.weights import weights
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -23,15 +23,9 @@ class Quantize(Attack):
     dynamic: torch's own dynamic int8 of linear layers as one more point (CPU).
     """
 
-    bits: list[int]
-    granularity: list[str]
+    bits: list[int] = within(2, 16)
+    granularity: list[str] = among("tensor", "channel")
     dynamic: bool
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        increasing("attack.bits", self.bits, 2, 16)
-        for item in self.granularity:
-            choice("attack.granularity", item, ("tensor", "channel"))
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         model = copy.deepcopy(victim.model)

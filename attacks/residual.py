@@ -9,37 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks._outputs import Changed, untouchable
+from attacks._outputs import Changed, OutputAttack
 from bench import spec
 from bench.data.pixels import seen
-from bench.errors import increasing
-from bench.types import Attack, Fit, Snapshot, Victim
+from bench.errors import within
+from bench.types import Fit, Snapshot, Victim
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Residual(Attack):
+class Residual(OutputAttack):
     """An estimate of the mark's trace, [3, H, W], taken from every output.
 
     pairs: the mean of output less clean picture, over so many pairs of the attacker's. highpass: the mean of what a
     blur of 2 pixels takes from so many outputs; no clean picture is looked at.
     """
 
-    needs = ("outputs",)
     needs_data = True
 
-    pairs: list[int]
-    highpass: list[int]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("pairs", "highpass"):
-            if getattr(self, name):
-                increasing(f"attack.{name}", getattr(self, name), 1, 10**9)
-
-    def skip(self, victim: Victim) -> str | None:
-        return untouchable(victim)
+    pairs: list[int] = within(1, 10**9, empty=True)
+    highpass: list[int] = within(1, 10**9, empty=True)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         seed = int(rng.integers(2**62))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench.errors import ConfigError, at_least, increasing
+from bench.errors import within
 from bench.models.weights import like, weights
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -24,16 +24,9 @@ class Shift(TunedAttack):
 
     needs_data = True
 
-    strengths: list[float]
-    noise: float
-    epochs: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        increasing("attack.strengths", self.strengths, 0.0, 1e6)
-        if self.noise < 0:
-            raise ConfigError(f"attack.noise={self.noise}: must be at least 0")
-        at_least("attack.epochs", self.epochs, 0)
+    strengths: list[float] = within(0.0, 1e6)
+    noise: float = within(0)
+    epochs: int = within(0)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         noise = {name: like(w, rng) for name, w in weights(victim.model).items()}

@@ -15,7 +15,7 @@ from torch.nn import functional
 from bench import spec
 from bench.data import changes
 from bench.data.pixels import seen
-from bench.errors import ConfigError, at_least, choice, existing
+from bench.errors import ConfigError, among, choice, within
 from bench.models.discriminator import Discriminator
 from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
@@ -45,18 +45,16 @@ class Surrogate(TunedAttack):
 
     surrogates: list[str]
     students: dict[str, Any]
-    epochs: int
+    epochs: int = within(1)
     weight: float
     vgg: str | None = spec.file()
-    augment: str
+    augment: str = among("none", "flip", "crop")
     before: str
     strength: float
     clean: list[str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("attack.epochs", self.epochs, 1)
-        choice("attack.augment", self.augment, ("none", "flip", "crop"))
         changes.check("attack.before", self.before, self.strength)
         if not self.surrogates:
             raise ConfigError("attack.surrogates is empty: [same/l2]")
@@ -67,7 +65,6 @@ class Surrogate(TunedAttack):
         if strange := [item for item in self.clean if item not in self.surrogates]:
             which = f"set attack.clean=[{self.surrogates[0]}], or []"
             raise ConfigError(f"attack.clean={strange[0]}: not one of attack.surrogates; {which}")
-        existing("attack.vgg", self.vgg)
 
     @property
     def twin(self) -> Surrogate | None:

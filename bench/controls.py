@@ -16,7 +16,7 @@ from bench import gallery, metrics, stages
 from bench.errors import UserError
 from bench.experiment import Experiment
 from bench.store.cache import cached
-from bench.types import Attack, Key, Snapshot, Task
+from bench.types import Key, Snapshot, Task
 
 VERSION = 3  # 2: keys drawn for another network; 3: p-values by the method's own null
 CHECKED = 3  # keys that are read a second time, by the method's own extract
@@ -33,11 +33,6 @@ def clean(x: Experiment) -> Iterator[tuple[Task, Snapshot]]:
     identity = gallery.identity(x)
     for name, task in (("inputs", x.task), ("truth", x.task.undegraded())):
         yield task, Snapshot(f"clean/{name}", None, identity)
-
-
-def twin(x: Experiment) -> Attack | None:
-    """What is made of the unmarked host as well, where a mark is read from outputs."""
-    return x.attack.twin if in_outputs(x) else None
 
 
 def random_keys(x: Experiment) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,38 @@ def at_least(name: str, value: float, bound: float) -> None:
         raise ConfigError(f"{name}={value}: must be at least {bound}")
 
 
-def increasing(name: str, values: list, low: float, high: float) -> None:
-    """Raises ConfigError unless a list of strengths is non-empty, distinct and within [low, high]."""
-    if not values or len(set(values)) != len(values) or min(values) < low or max(values) > high:
-        raise ConfigError(f"{name}={values}: needs distinct values from {low} to {high}, at least one")
+def within(low: float, high: float | None = None, empty: bool = False) -> Any:
+    """A dataclass field (`epochs: int = within(1)`) for a number of at least `low` and at most `high`, or for a list of
+    strengths, which must be distinct, and one at least unless it may be `empty`."""
+    return field(metadata={"within": (low, high), "empty": empty})
 
 
-def existing(name: str, path: str | None) -> None:
-    """Raises ConfigError for a path that is given and is no file."""
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"{name}={path}: no such file")
+def among(*valid: str) -> Any:
+    """A dataclass field (`mode: str = among("ftal", "ftll")`) for one of some names, or for a list of them."""
+    return field(metadata={"among": valid})
+
+
+def checked(config: Any, group: str) -> None:
+    """Raises ConfigError for a value of a dataclass that its field (`within`, `among`, spec.file) does not allow.
+
+    None is always allowed. For `__post_init__`; `group` is what errors call the configuration, `attack` say.
+    """
+    for f in fields(config):
+        name, value = f"{group}.{f.name}", getattr(config, f.name)
+        items = value if isinstance(value, list) else [value]
+        if value is None or (not items and f.metadata.get("empty")):
+            continue
+        for item in items if "among" in f.metadata else ():
+            choice(name, item, f.metadata["among"])
+        if "file" in f.metadata and not Path(value).is_file():
+            raise ConfigError(f"{name}={value}: no such file")
+        if "within" not in f.metadata:
+            continue
+        low, high = f.metadata["within"]
+        if isinstance(value, list):
+            if not items or len(set(items)) != len(items) or min(items) < low or max(items) > high:
+                raise ConfigError(f"{name}={value}: needs distinct values from {low} to {high}, at least one")
+        elif high is None:
+            at_least(name, value, low)
+        elif not low <= value <= high:
+            raise ConfigError(f"{name}={value}: must be from {low} to {high}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,9 @@ from bench import machine, spec
 from bench.errors import ConfigError
 from bench.loggers import Log, Logger
 from bench.models.base import Network
-from bench.progress import Progress, silent, unseen
+from bench.progress import Progress, Say, silent, unseen
 from bench.store.cache import Cache
+from bench.store.runfile import run_path
 from bench.train import Train
 from bench.types import Attack, Method, Row, Task
 
@@ -53,7 +53,8 @@ class Options:
 class Experiment:
     """A configuration with every node built and checked: what a run is a function of.
 
-    `other` is the data set that the attack moves to, if it names one. `say`, `progress` and `log` hear how it goes.
+    `other` is the data set that the attack moves to, if it names one. `words`: what composed it, after `python -m
+    bench`, if a command line did. `say`, `progress` and `log` hear how it goes.
     """
 
     cfg: DictConfig
@@ -69,8 +70,9 @@ class Experiment:
     task: Task
     other: Task | None
     device: torch.device
-    say: Callable[[str], None]
+    say: Say
     progress: Progress = unseen
+    words: list[str] | None = None
     log: Log = field(default_factory=Log)
 
     @property
@@ -129,6 +131,11 @@ class Experiment:
     def run_id(self) -> str:
         return self.hashes[0]
 
+    @property
+    def path(self) -> Path:
+        """Of the run's file."""
+        return run_path(self.results, self.method_name, self.attack_name, self.run_id)
+
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
         """Every tensor of the marked network by name."""
@@ -153,8 +160,10 @@ class Experiment:
         return Row(**{**facts, **values})
 
 
-def prepare(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Progress = unseen) -> Experiment:
-    """Build and check every node before anything costs time. Raises ConfigError or UserError.
+def prepare(
+    cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: list[str] | None = None
+) -> Experiment:
+    """Build and check every node before anything costs time; `words` composed them. Raises ConfigError or UserError.
 
     Writes into `cfg` what is the task's own where nobody chose it (verify.max_damage): who judges by it reads a number.
     """
@@ -175,5 +184,5 @@ def prepare(cfg: DictConfig, say: Callable[[str], None] = silent, progress: Prog
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")
         other = opened.transfer(transfer)
     node["attack"].fits(opened)
-    heard = {"say": say, "progress": progress}
-    return Experiment(cfg=cfg, options=options, task=opened, other=other, device=device, **heard, **node)
+    given = {"cfg": cfg, "words": words, "say": say, "progress": progress}
+    return Experiment(options=options, task=opened, other=other, device=device, **given, **node)

@@ -44,10 +44,7 @@ def show(overrides: list[str]) -> None:
         sign = "*" if name in stars else ("h" if name in outside else "")
         shape = "x".join(map(str, w.shape))
         table.add_row(sign, name.removesuffix(".weight"), shape, f"{w.numel():,}", f"{w[0].numel():,}")
-    out.print(
-        f"{x.model.title}, {x.data.name}: method.layer=NAME or a glob; h: head, never by default",
-        style="bold",
-    )
+    out.print(f"{x.model.title}, {x.data.name}: method.layer=NAME or a glob; h: head, never by default", style="bold")
     out.print(table)
     for method, where in taken.items():
         names = [name.removesuffix(".weight") for name in where]

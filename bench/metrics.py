@@ -23,19 +23,15 @@ def ber(soft: Tensor, message: Tensor) -> float:
     A soft bit of exactly 0.5, and one that is not a number, carries no information and counts as half an error:
     a detector must not profit from weights that are all zero or all gone.
     """
-    import torch
-
-    soft, truth = soft.detach().double().cpu(), message.detach().cpu().double()
-    read = torch.where(soft > 0.5, 1.0, torch.where(soft < 0.5, 0.0, 0.5))
-    return float((read.to(truth.dtype) - truth).abs().mean())
+    soft, truth = soft.detach().cpu(), message.detach().cpu().double()
+    read = 0.5 + 0.5 * ((soft > 0.5).double() - (soft < 0.5).double())
+    return float((read - truth).abs().mean())
 
 
 def weakest(soft: Tensor, message: Tensor) -> float:
     """Least soft value [n] given to a right bit, in [0, 1]: below 0.5 a bit is wrong, near it any noise makes it so."""
-    import torch
-
     soft, truth = soft.detach().double().cpu(), message.detach().cpu()
-    return float(torch.where(truth, soft, 1 - soft).min())
+    return float(soft.where(truth, 1 - soft).min())
 
 
 def matches(error: float, n: int) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+Say = Callable[[str], None]
 # progress(what, total) -> a context whose value is called after each of `total` steps (None: nobody knows how many).
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
 
@@ -22,11 +23,7 @@ def silent(line: str) -> None:
 
 def unseen(what: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
     """The `Progress` of a caller that wants none shown."""
-    return contextlib.nullcontext(_nothing)
-
-
-def _nothing() -> None:
-    pass
+    return contextlib.nullcontext(lambda: None)
 
 
 def console() -> Console:

@@ -9,7 +9,7 @@ import itertools
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +26,20 @@ from bench.errors import ConfigError, UserError
 from bench.experiment import Experiment, prepare
 from bench.gallery import Gallery
 from bench.judge import Judge
-from bench.progress import Progress, silent, unseen
-from bench.store.runfile import run_path, write_run
+from bench.progress import Progress, Say, silent, unseen
+from bench.store.runfile import write_run
 from bench.store.runs import read_run
 from bench.train import Fit
 from bench.types import Attack, Row, Snapshot
+
+
+@dataclass
+class Made:
+    """What a run makes: rows, what the random keys did, and for a mark in outputs what its pictures measure."""
+
+    rows: list[Row]
+    controls: dict[str, Any] | None
+    outputs: list[dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ def rows(x: Experiment, shown: Gallery | None = None) -> Iterator[Row]:
         for task, snapshot in controls.clean(x):
             yield judge.control(task, snapshot)
     yield from points(judge, x.attack, victim, entry["utility"])
-    if twin := controls.twin(x):
-        yield from points(judge, twin, host, unmarked["utility"], "clean/")
+    if controls.in_outputs(x) and x.attack.twin:
+        yield from points(judge, x.attack.twin, host, unmarked["utility"], "clean/")
 
 
 def points(judge: Judge, attack: Attack, model: nn.Module, own: float, prefix: str = "") -> Iterator[Row]:
@@ -121,52 +130,40 @@ def _brief(row: Row) -> str:
     return f"{owner}{claim}{row.utility_name} {row.utility:.2f}"
 
 
-def run(
-    cfg: DictConfig,
-    say: Callable[[str], None] = silent,
-    progress: Progress = unseen,
-    words: list[str] | None = None,
-) -> Outcome:
+def run(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: list[str] | None = None) -> Outcome:
     """Run one experiment, or find it done. Raises UserError (and what debugging needs) for what goes wrong.
 
     `words`: what composed the configuration, after `python -m bench`; the run file records them.
     """
-    x = prepare(cfg, say, progress)
-    path = run_path(x.results, x.method_name, x.attack_name, x.run_id)
-    if not x.options.force and (known := finished(path, say)):
-        made = [Row(**row) for row in known["rows"]]
-        return concluded(x, "cached", made, known["controls"], path, known.get("outputs"))
+    x = prepare(cfg, say, progress, words)
+    if not x.options.force and (known := finished(x)):
+        return concluded(x, "cached", known)
     with loggers.logged(x.logger, lambda: about(x), say) as log:
-        shown = Gallery() if x.method.access == "outputs" else None
-        made, found = recorded(x := replace(x, log=log), path, words, shown)
-        outcome = concluded(x, "done", made, found, path, shown and shown.numbers)
+        outcome = concluded(x, "done", recorded(replace(x, log=log)))
         log.close(outcome.status, outcome.message)
     return outcome
 
 
-def recorded(
-    x: Experiment, path: Path, words: list[str] | None, shown: Gallery | None
-) -> tuple[list[Row], dict[str, Any] | None]:
-    """All rows of a run and what the random keys did, written to its file; where something goes wrong, the rows so far
-    and a failed one."""
-    made: list[Row] = []
-    found = None
+def recorded(x: Experiment) -> Made:
+    """All that a run makes, written to its file; where something goes wrong, the rows so far and a failed one."""
+    shown = Gallery() if x.method.access == "outputs" else None
+    made = Made([], None, shown and shown.numbers)
     try:
         for row in rows(x, shown):
-            made.append(row)
+            made.rows.append(row)
             x.log.row(row, x.attack.goal, x.verify.max_damage)
-        found = controls.random_keys(x)
-        x.log.controls(found)
+        made.controls = controls.random_keys(x)
+        x.log.controls(made.controls)
     except Exception as error:
         if not isinstance(error, ConfigError):
             line = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-            made.append(x.row("none", status="failed", error=" ".join(line.split())))
-            write(x, path, words, None, made, shown)
+            made.rows.append(x.row("none", status="failed", error=" ".join(line.split())))
+            write(x, made)
         raise
-    write(x, path, words, found, made, shown)
+    write(x, made)
     if shown:
         shown.draw(gallery.path(x), f"{x.method_name}, {x.attack_name}: {x.data.name}, seed {x.seed}")
-    return made, found
+    return made
 
 
 def about(x: Experiment) -> loggers.About:
@@ -178,18 +175,11 @@ def about(x: Experiment) -> loggers.About:
     return loggers.About(f"{' '.join(name.values())} seed {x.seed}", config, {**name, **tags})
 
 
-def concluded(
-    x: Experiment,
-    status: str,
-    rows: list[Row],
-    found: dict[str, Any] | None,
-    path: Path,
-    outputs: list[dict[str, Any]] | None = None,
-) -> Outcome:
+def concluded(x: Experiment, status: str, made: Made) -> Outcome:
     """The outcome of a run that went through; a control that detects is a failed benchmark all the same."""
-    tried = found or {"random_keys": 0, "false_positives": None}
+    tried = made.controls or {"random_keys": 0, "false_positives": None}
     why = ""
-    if alarms := [row.knob for row in rows if metrics.is_control(row.knob) and row.detected]:
+    if alarms := [row.knob for row in made.rows if metrics.is_control(row.knob) and row.detected]:
         what = {"host": "the unmarked host verifies"}.get(alarms[0], f"{alarms[0]}, which is unmarked, verifies")
         why = f"{what} under the owner's key"
     elif metrics.false_alarm(tried["false_positives"], tried["random_keys"], x.verify.alpha):
@@ -197,41 +187,31 @@ def concluded(
     if why:
         status, code, message = "failed", 1, f"control failed: {why}, so no verdict of this run holds"
     else:
-        code, message = 0, skip_reason(rows)
+        # That of a whole run: a single strength may be skipped, and the run still counts.
+        skipped = (row.error or "" for row in made.rows if row.status == "skipped" and row.knob == "none")
+        code, message = 0, next(skipped, "")
         status = "skipped" if message else status
-    drawn = gallery.path(x).with_suffix(".png") if outputs else None
-    shown = drawn if drawn and drawn.is_file() else None
-    return Outcome(status, rows, path, message, code, x.method.boundary, found, outputs, shown)
+    drawn = gallery.path(x).with_suffix(".png") if made.outputs else None
+    figure = drawn if drawn and drawn.is_file() else None
+    return Outcome(status, made.rows, x.path, message, code, x.method.boundary, made.controls, made.outputs, figure)
 
 
-def skip_reason(rows: list[Row]) -> str:
-    """Why a whole run was skipped (a single strength may be, and the run still counts), or an empty string."""
-    return next((row.error or "" for row in rows if row.status == "skipped" and row.knob == "none"), "")
-
-
-def finished(path: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def finished(x: Experiment) -> Made | None:
     """A run that need not be repeated: its file is there, whole, or compacted, and nothing in it failed; or None."""
     try:
-        run = read_run(path)
-        rows = [Row(**row) for row in run["rows"]]
+        run = read_run(x.path)
+        made = Made([Row(**row) for row in run["rows"]], run["controls"], run.get("outputs"))
     except FileNotFoundError:
         return None
     except (UserError, TypeError) as error:
-        if isinstance(error, UserError) and not path.exists():
+        if isinstance(error, UserError) and not x.path.exists():
             raise  # the parquet of all compacted runs is broken: that is not mended by running them all again
-        say(f"{error}; running it again")
+        x.say(f"{error}; running it again")
         return None
-    return run if rows and not any(row.status == "failed" for row in rows) else None
+    return made if made.rows and not any(row.status == "failed" for row in made.rows) else None
 
 
-def write(
-    x: Experiment,
-    path: Path,
-    words: list[str] | None,
-    found: dict[str, Any] | None,
-    made: list[Row],
-    shown: Gallery | None,
-) -> None:
+def write(x: Experiment, made: Made) -> None:
     config = OmegaConf.to_container(x.cfg, resolve=True)
     config.pop("claim", None)  # of conf/experiment/claims: what is asked of the run is no part of it
     env = {
@@ -244,15 +224,10 @@ def write(
         "device": machine.device_name(x.device),
         "threads": torch.get_num_threads(),
     }
-    write_run(path, config, env, words, found, made, shown and shown.numbers)
+    write_run(x.path, config, env, x.words, made.controls, made.rows, made.outputs)
 
 
-def job(
-    cfg: DictConfig,
-    say: Callable[[str], None] = silent,
-    progress: Progress = unseen,
-    words: list[str] | None = None,
-) -> Outcome:
+def job(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: list[str] | None = None) -> Outcome:
     """`run`, with every error turned into an outcome of one line; debug=true shows the traceback as well."""
     try:
         return run(cfg, say, progress, words)

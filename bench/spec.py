@@ -56,10 +56,8 @@ def kind(obj: Any) -> str:
 
 
 def file() -> Any:
-    """A dataclass field (`logo: str | None = spec.file()`) that holds a file's path, which hashes tell by its content.
-
-    Whoever declares it checks that the file is there (errors.existing).
-    """
+    """A dataclass field (`logo: str | None = spec.file()`) that holds a file's path, which hashes tell by its content;
+    errors.checked looks whether it is there."""
     return field(metadata={"file": True})
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bench import spec
-from bench.errors import UserError, at_least, choice
-from bench.progress import Progress, unseen
+from bench.errors import UserError, among, checked, within
+from bench.progress import Progress, Say, unseen
 from bench.types import Task
 
 QUIET = 5.0  # seconds between progress lines
@@ -30,26 +30,22 @@ class Train:
     first step, and other rounding.
     """
 
-    optimizer: str
+    optimizer: str = among("sgd", "adamw")
     lr: float
     momentum: float
     nesterov: bool
     weight_decay: float
-    batch_size: int
-    epochs: int
-    schedule: str
+    batch_size: int = within(2)
+    epochs: int = within(0)
+    schedule: str = among("constant", "cosine", "step")
     warmup: float
     milestones: list[float]
     gamma: float
-    precision: str
+    precision: str = among("auto", "float32", "bfloat16")
     compile: bool
 
     def __post_init__(self) -> None:
-        choice("train.optimizer", self.optimizer, ("sgd", "adamw"))
-        choice("train.schedule", self.schedule, ("constant", "cosine", "step"))
-        choice("train.precision", self.precision, ("auto", "float32", "bfloat16"))
-        at_least("train.batch_size", self.batch_size, 2)
-        at_least("train.epochs", self.epochs, 0)
+        checked(self, "train")
         if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise UserError("train: lr must be above 0, weight_decay at least 0, warmup in [0, 1)", 2)
 
@@ -83,7 +79,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Fit:
-    """The training loop bound to a schedule and a seed: what `embed` and `run` are handed.
+    """The training loop of bench.types.Fit.
 
     `may_diverge`: an attacker may ruin its copy, which then is a row; an owner may not, which is an error.
     `say` hears of epochs, at most every few seconds, `progress` of steps under the name `what`, and `log` of each
@@ -93,21 +89,18 @@ class Fit:
     train: Train
     seed: int
     may_diverge: bool = False
-    say: Callable[[str], None] | None = None
+    say: Say | None = None
     what: str = "training"
     progress: Progress = unseen
     log: Callable[[int, float], None] | None = None
 
     def using(self, **schedule: Any) -> Fit:
-        """The same loop with fields of the schedule replaced (lr=, epochs=, ...)."""
         return replace(self, train=replace(self.train, **schedule))
 
     def seeded(self, seed: int) -> Fit:
-        """The same loop with other draws."""
         return replace(self, seed=seed)
 
     def __call__(self, model: nn.Module, task: Task, **how: Any) -> nn.Module:
-        """Train to the end, in place; arguments as `epochs`."""
         for _ in self.epochs(model, task, **how):
             pass
         return model
@@ -123,12 +116,6 @@ class Fit:
         only: Collection[str] | None = None,
         **schedule: Any,
     ) -> Iterator[int]:
-        """Train in place on `task.train`, yielding the epoch's number (from 1) after each, in eval mode.
-
-        penalty(model) is added to the loss, outside autocast; step(model) runs after each optimiser step; loss replaces
-        the task's. `only`: names of the modules that train; all else, normalisation statistics too, stays as it is.
-        Other keywords replace fields of the schedule (lr=, epochs=, ...). The optimiser starts fresh.
-        """
         config = replace(self.train, **schedule)
         # Methods' own losses reach into the network by name, which a compiled one does not have.
         forward = torch.compile(model) if config.compile and loss is None else model

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bench import metrics
-from bench.errors import ConfigError, choice
+from bench.errors import ConfigError, among, checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,8 @@ class Fit(Protocol):
 
         penalty=: a function of the model whose scalar is added to the loss, in float32; step=: one called after each
         optimiser step, without gradients; loss=: one of (model, batch) in place of the task's. only=: names of the
-        modules that train; all else, normalisation statistics too, stays. Other keywords replace the schedule's.
+        modules that train; all else, normalisation statistics too, stays. Other keywords replace the schedule's. The
+        optimiser starts fresh.
         """
 
 
@@ -172,8 +173,8 @@ class Task:
         raise NotImplementedError
 
     def inputs(self, batch: Any) -> Any:
-        """What the model is called with."""
-        raise NotImplementedError
+        """What the model is called with: the first part of a batch, unless it is made otherwise."""
+        return batch[0]
 
     def divergence(self, outputs: Tensor, others: Tensor) -> Tensor:
         """How far two outputs for the same inputs are apart: KL divergence in nats, mean over the batch."""
@@ -231,6 +232,9 @@ class Method:
     access: ClassVar[str] = "weights"
     tunable: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        checked(self, "method")
+
     @property
     def released(self) -> bool:
         """Whether the marked network is handed out; of one that is not, attackers get outputs only."""
@@ -258,8 +262,8 @@ class Method:
         raise NotImplementedError
 
     def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:
-        """Soft bits [n] in [0, 1], 0.5 = undecided. No gradients, no randomness."""
-        raise NotImplementedError
+        """Soft bits [n] in [0, 1], 0.5 = undecided. No gradients, no randomness. Where there are `logits`: of those."""
+        return self.logits(model, key).detach().sigmoid()
 
     def logits(self, model: nn.Module, key: Key) -> Tensor | None:
         """Differentiable extraction [n] before the threshold at 0, or None where there is no such thing."""
@@ -303,16 +307,13 @@ class Attack:
     # What the attack cannot do without: a configuration that claims to know less is refused.
     needs: ClassVar[tuple[str, ...]] = ("weights",)
     needs_data: ClassVar[bool] = False
-    goal: str
+    goal: str = among("removal", "overwrite", "forge")
     seed: int
-    knows: list[str]
-    data: str
+    knows: list[str] = among("weights", "outputs", "method", "layer", "key")
+    data: str = among("none", "attacker")
 
     def __post_init__(self) -> None:
-        choice("attack.goal", self.goal, ("removal", "overwrite", "forge"))
-        for item in self.knows:
-            choice("attack.knows", item, ("weights", "outputs", "method", "layer", "key"))
-        choice("attack.data", self.data, ("none", "attacker"))
+        checked(self, "attack")
         if short := [item for item in self.needs if item not in self.knows]:
             raise ConfigError(f"attack.knows must list {short[0]}: this attack uses it")
         if self.needs_data and self.data == "none":
@@ -340,13 +341,12 @@ class Attack:
 class TunedAttack(Attack):
     """An attack that trains: optimizer (sgd, adamw), its rate and weight decay."""
 
-    optimizer: str
+    optimizer: str = among("sgd", "adamw")
     lr: float
     weight_decay: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("attack.optimizer", self.optimizer, ("sgd", "adamw"))
         if self.lr <= 0 or self.weight_decay < 0:
             raise ConfigError("attack: lr must be above 0, weight_decay at least 0")
 

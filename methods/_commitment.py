@@ -7,10 +7,13 @@ changes everything that follows, so that only tries are left.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from bench.types import Key
 
 
 def words(seed: np.ndarray, content: bytes, count: int) -> np.ndarray:
@@ -28,11 +31,14 @@ def draw_seed(rng: np.random.Generator) -> np.ndarray:
     return np.frombuffer(rng.bytes(32), np.uint8).copy()
 
 
-def follows(secret: dict[str, Tensor], made: dict[str, Tensor]) -> bool:
-    """Whether the secret holds what its committed seed gives: integers exactly, floats to rounding."""
+def follows(key: Key, made: Callable[[np.ndarray, np.ndarray], dict[str, Tensor]]) -> bool:
+    """Whether a key has a committed `seed` and holds what follows from it, made(seed [32], message [n]): integers
+    exactly, floats to rounding."""
+    found = {name: x.cpu() for name, x in {**key.secret, "message": key.message}.items()}
+    if "seed" not in found:
+        return False
+    expected = made(found["seed"].numpy(), found["message"].numpy())
     return all(
-        torch.allclose(secret[name].cpu(), x, rtol=1e-4, atol=1e-5)
-        if x.is_floating_point()
-        else torch.equal(secret[name].cpu(), x)
-        for name, x in made.items()
+        torch.allclose(found[name], x, rtol=1e-4, atol=1e-5) if x.is_floating_point() else torch.equal(found[name], x)
+        for name, x in expected.items()
     )

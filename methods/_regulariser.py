@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.errors import ConfigError, at_least, choice
+from bench.errors import among, within
 from bench.models import branches, weights
 from bench.types import Fit, Key, Method, Task
 
-SITUATIONS = ("scratch", "finetune", "distill")
 
-
+@dataclass(frozen=True)
 class Regulariser(Method):
     """Base of methods that read bit j as the sign of a differentiable logits(model, key)[j].
 
-    Derived dataclasses have the fields lambda_, situation and n_bits and give `reader`, the differentiable logits
-    with all that depends on the key alone computed once. Situations after Uchida et al. 2017, Sec. 3.2: from
-    scratch; fine-tuning the trained host; fine-tuning it on its own outputs, without labels.
+    Derived dataclasses give `reader`, the differentiable logits with all that depends on the key alone computed once.
+    Situations after Uchida et al. 2017, Sec. 3.2: from scratch; fine-tuning the trained host; fine-tuning it on its own
+    outputs, without labels. layer: name or glob of the weight that carries the mark, where it is not to be chosen.
     """
 
     # How the bits' cross-entropies are joined: Uchida's Eq. 3 adds them, NeuralMark's averages them.
-    reduction: str = "mean"
+    reduction: ClassVar[str] = "mean"
     tunable = True
+
+    n_bits: int = within(1)
+    lambda_: float = within(0)
+    situation: str = among("scratch", "finetune", "distill")
+    layer: str | None
 
     @property
     def from_scratch(self) -> bool:
@@ -35,13 +39,6 @@ class Regulariser(Method):
 
     def again(self, factor: float) -> Regulariser:
         return replace(self, situation="finetune", lambda_=factor * self.lambda_)
-
-    def check(self) -> None:
-        """Raises ConfigError for values that no method of this family can take."""
-        choice("method.situation", self.situation, SITUATIONS)
-        if self.lambda_ < 0:
-            raise ConfigError(f"method.lambda_={self.lambda_}: must be at least 0")
-        at_least("method.n_bits", self.n_bits, 1)
 
     def reader(self, key: Key, device: torch.device) -> Any:
         """A function of the marked weight that gives logits [n]; the key's tensors already on the device."""
@@ -71,7 +68,3 @@ class Regulariser(Method):
         if branches.branch(teacher) is not None:  # it is untrained: the host's outputs are those without it
             branches.detach(teacher)
         return fit(host, task, loss=lambda model, batch: task.distill(model, teacher, batch), **how)
-
-    @torch.no_grad()
-    def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:
-        return torch.sigmoid(self.logits(model, key))

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from bench import spec
 from bench.data.pixels import seen
+from bench.errors import within
 from bench.models.discriminator import Discriminator
 from bench.types import Fit, Task
 from methods._barrier import BLANK, Barrier, Extractor, stretched
@@ -27,31 +28,27 @@ class Recipe:
     fidelity: float
     target: float
     gan: float
-    epochs: int
+    epochs: int = within(1)
     lr: float
     surrogate: Any
-    surrogates: int
-    surrogate_epochs: int
-    tune_epochs: int
+    surrogates: int = within(1)
+    surrogate_epochs: int = within(1)
+    tune_epochs: int = within(1)
     tune_lr: float
-    absorb_epochs: int
+    absorb_epochs: int = within(1)
 
 
+@dataclass(frozen=True)
 class Stages:
-    """What the training stages share; see Boxfree."""
+    """What the training stages share; see Boxfree. mark: the logo, or None for random grids."""
 
-    def __init__(
-        self,
-        method: Recipe,
-        clean: nn.Module,
-        barrier: Barrier,
-        extractor: Extractor,
-        task: Task,
-        fit: Fit,
-        mark: Tensor | None,
-    ):
-        self.method, self.clean, self.barrier, self.extractor = method, clean, barrier, extractor
-        self.task, self.fit, self.mark = task, fit.using(optimizer="adamw", weight_decay=0.0, schedule="cosine"), mark
+    method: Recipe
+    clean: nn.Module
+    barrier: Barrier
+    extractor: Extractor
+    task: Task
+    fit: Fit
+    mark: Tensor | None
 
     def marks(self, count: int, rng: torch.Generator | None = None) -> Tensor:
         """Random grids, or the logo: [count, 1, S, S]."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from bench import spec
 from bench.data.decoding import read_all
-from bench.errors import ConfigError, at_least, choice, existing
+from bench.errors import ConfigError, among, within
 from bench.models import branches
 from bench.types import Fit, Key, Method, Task
 from methods._barrier import BLANK, Barrier, Extractor, stretched
@@ -65,29 +65,25 @@ class Boxfree(Recipe, Method):
     deviation, count). keygen draws them untrained; embed trains them in place.
     """
 
-    n_bits: int
-    payload: str
+    n_bits: int = within(1)
+    payload: str = among("bits", "image")
     logo: str | None = spec.file()
     presence: float
     absorbed: bool
     adversarial: bool
-    width: int
-    depth: int
+    width: int = within(1)
+    depth: int = within(1)
 
     access = "outputs"
 
     def __post_init__(self) -> None:
-        choice("method.payload", self.payload, ("bits", "image"))
-        stages = ("epochs", "surrogate_epochs", "tune_epochs", "absorb_epochs")
-        for name in ("n_bits", "width", "depth", "surrogates", *stages):
-            at_least(f"method.{name}", getattr(self, name), 1)
+        super().__post_init__()
         if math.isqrt(self.n_bits) ** 2 != self.n_bits:
             raise ConfigError(f"method.n_bits={self.n_bits}: bits fill a square grid: 16, 25, 36, 49, 64, ...")
         if self.target <= 0:
             raise ConfigError(f"method.target={self.target:g}: dB above 0 that marked pictures keep; 100: no bound")
         if min(self.fidelity, self.gan) < 0 or min(self.lr, self.tune_lr) <= 0 or not 0 <= self.presence < 0.5:
             raise ConfigError("method: fidelity and gan at least 0, lr and tune_lr above 0, presence in [0, 0.5)")
-        existing("method.logo", self.logo)
         if not isinstance(self.surrogate, dict):
             raise ConfigError(f"method.surrogate takes a model: model@method.surrogate={self.surrogate}")
 
@@ -155,8 +151,8 @@ class Boxfree(Recipe, Method):
         else:
             branches.detach(clean)
         extractor, mark = self.extractor(key, device), self.mark(key).to(device)
-        fixed = mark if self.payload == "image" else None
-        stages = Stages(self, clean, barrier, extractor, task, fit, fixed)
+        fit = fit.using(optimizer="adamw", weight_decay=0.0, schedule="cosine")
+        stages = Stages(self, clean, barrier, extractor, task, fit, mark if self.payload == "image" else None)
         stages.initial()
         if self.adversarial:
             stages.adversarial()
@@ -167,7 +163,8 @@ class Boxfree(Recipe, Method):
         for name, x in extractor.state_dict().items():
             key.secret[f"extractor.{name}"].copy_(x)
         if self.payload == "image":
-            key.secret["null"].copy_(self._null(clean, key, task))
+            found = self._slope(self.read(task.answers(clean), key), key)
+            key.secret["null"].copy_(torch.tensor([found.mean(), found.std(), len(found)]))
         return host.eval().requires_grad_(True)
 
     def read(self, pictures: Tensor, key: Key) -> Tensor:
@@ -209,10 +206,6 @@ class Boxfree(Recipe, Method):
             log10_p = min(0.0, float(t.logsf(score, count - 1)) / math.log(10))
         return error, log10_p
 
-    def _correlation(self, maps: Tensor, key: Key) -> Tensor:
-        """Of each reading with the mark, both less 1/2: [N] in [-1, 1]."""
-        return functional.cosine_similarity((maps - BLANK).flatten(1), (self._target(maps, key) - BLANK).flatten(1))
-
     def _slope(self, maps: Tensor, key: Key) -> Tensor:
         """How much of the mark each reading shows, [N]: least squares, 0 for none and 1 for all of it."""
         mark = (self._target(maps, key) - BLANK).flatten(1)
@@ -221,10 +214,6 @@ class Boxfree(Recipe, Method):
     def _target(self, maps: Tensor, key: Key) -> Tensor:
         return stretched(self.mark(key).cpu()[None], maps)
 
-    def _null(self, clean: nn.Module, key: Key, task: Task) -> Tensor:
-        found = self._slope(self.read(task.answers(clean), key), key)
-        return torch.stack([found.mean(), found.std(), torch.tensor(float(len(found)))])
-
     def readings(self, maps: Tensor, key: Key) -> dict[str, float]:
         """Beside the verdict: presence of the mean reading; mean over pictures of presence, of the bits' errors, and of
         the correlations, centred and not (the papers' NC, whose threshold is 0.95 and whose null is not near 0)."""
@@ -232,13 +221,11 @@ class Boxfree(Recipe, Method):
         numbers = {"presence": self._present(maps), "presence_each": float((cells - BLANK).abs().mean())}
         if self.payload == "bits":
             numbers["ber_each"] = float(((cells > BLANK) != key.message).float().mean())
-        nc = functional.cosine_similarity(maps.flatten(1), self._target(maps, key).flatten(1))
-        share = float((nc > 0.95).float().mean())
-        return numbers | {
-            "correlation": float(self._correlation(maps, key).mean()),
-            "nc": float(nc.mean()),
-            "nc_share": share,
-        }
+        found, mark = maps.flatten(1), self._target(maps, key).flatten(1)
+        centred = functional.cosine_similarity(found - BLANK, mark - BLANK)
+        nc = functional.cosine_similarity(found, mark)
+        each = {"correlation": centred, "nc": nc, "nc_share": (nc > 0.95).float()}
+        return numbers | {name: float(values.mean()) for name, values in each.items()}
 
     def trials(
         self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import ConfigError, at_least, choice, near
+from bench.errors import ConfigError, among, near, within
 from bench.models import branches, weights
 from bench.types import Fit, Key, Task
 from methods import _commitment as commitment
@@ -50,21 +50,15 @@ class Frequency(Regulariser):
     Secret: `assignment` [n, m] and `signs` [n, m] of the carriers, `reference` [D, C, K^2 - 1]; in place `projection`.
     """
 
-    n_bits: int
     module: bool
     kernel: int
-    radius: int
+    radius: int = within(0)
     stage: str | None
     match: bool
-    binding: str
-    lambda_: float
-    situation: str
-    layer: str | None
+    binding: str = among("none", "hash")
 
     def __post_init__(self) -> None:
-        self.check()
-        choice("method.binding", self.binding, ("none", "hash"))
-        at_least("method.radius", self.radius, 0)
+        super().__post_init__()
         if self.kernel <= 2 * self.radius + 1 or self.kernel % 2 == 0:
             raise ConfigError(
                 f"method.kernel={self.kernel}: must be odd and above 2 x radius + 1 = {2 * self.radius + 1}, "
@@ -197,12 +191,9 @@ class Frequency(Regulariser):
 
     def accepts(self, key: Key) -> bool:
         """With binding, that assignment and signs are those of the committed seed, message and pilots."""
-        if self.binding == "none":
-            return True
-        if "seed" not in key.secret:
-            return False
-        seed, message = key.secret["seed"].cpu().numpy(), key.message.cpu().numpy()
-        return commitment.follows(key.secret, bound(seed, message, key.secret["reference"].cpu()))
+        return self.binding == "none" or commitment.follows(
+            key, lambda seed, message: bound(seed, message, key.secret["reference"].cpu())
+        )
 
 
 class Module(nn.Module):
@@ -223,16 +214,13 @@ class Module(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.conv.weight.dtype)
             if self.layout == "first":
-                return self._seen(x.to(self.conv.weight.dtype))
+                return self._seen(x)
             if self.layout == "last":
-                return self._seen(x.to(self.conv.weight.dtype).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            grid = (
-                x.to(self.conv.weight.dtype)
-                .transpose(1, 2)
-                .unflatten(2, tuple(self.size.tolist()) if self.radius else (1, -1))
-            )
-            return self._seen(grid).flatten(2).transpose(1, 2)
+                return self._seen(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            grid = tuple(self.size.tolist()) if self.radius else (1, -1)
+            return self._seen(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
 
     def _seen(self, x: Tensor) -> Tensor:
         if self.radius == 0:
@@ -247,14 +235,6 @@ def lowpass(x: Tensor, radius: int) -> Tensor:
     found = torch.fft.fft2(x)
     m, n = (torch.fft.fftfreq(s, 1 / s, device=x.device).abs() <= radius for s in x.shape[2:])
     return torch.fft.ifft2(found * (m[:, None] & n[None, :])).real
-
-
-def transform(kernel: Tensor, u: Tensor, v: Tensor, size: tuple[int, int]) -> Tensor:
-    """The paper's revised Fourier transform of kernels [..., K, K] at real u, v [P], on a map of `size`: [..., P]."""
-    t, s = (torch.arange(k, dtype=torch.float64) for k in kernel.shape[-2:])
-    phase = u[:, None, None] * t[:, None] / size[0] + v[:, None, None] * s / size[1]
-    waves = torch.polar(torch.ones_like(phase), 2 * math.pi * phase)
-    return torch.einsum("...ts,pts->...p", kernel.to(torch.complex128), waves)
 
 
 @lru_cache

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import at_least
+from bench.errors import within
 from bench.models import weights
 from bench.types import Key
 from methods._regulariser import Regulariser
@@ -32,19 +32,10 @@ class Neuralmark(Regulariser):
     boundary = 2.0**-128
     version = 2  # 2: never in a convolution that sees padding only
 
-    n_bits: int
-    k: int
-    rounds: int
+    k: int = within(1)
+    rounds: int = within(0)
     pool: bool
     binding: bool
-    lambda_: float
-    situation: str
-    layer: str | None
-
-    def __post_init__(self) -> None:
-        self.check()
-        at_least("method.k", self.k, 1)
-        at_least("method.rounds", self.rounds, 0)
 
     def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
         """Message [n], secret `matrix` [k, n]. Raises ConfigError for a layer the filter would leave too little of."""

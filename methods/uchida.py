@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import ConfigError, choice
+from bench.errors import ConfigError, among
 from bench.models import weights
 from bench.types import Key
 from methods import _commitment as commitment
 from methods._regulariser import Regulariser
-
-PROJECTIONS = ("random", "direct", "diff")
 
 
 @dataclass(frozen=True)
@@ -31,20 +29,14 @@ class Uchida(Regulariser):
     committed 32-byte secret and the message (SHAKE-256), which verification recomputes; random projection only.
     """
 
-    n_bits: int
-    projection: str
-    lambda_: float
-    situation: str
-    layer: str | None
-    binding: str
+    projection: str = among("random", "direct", "diff")
+    binding: str = among("none", "hash")
 
     reduction = "sum"
     version = 2  # 2: never in a convolution that sees padding only
 
     def __post_init__(self) -> None:
-        self.check()
-        choice("method.projection", self.projection, PROJECTIONS)
-        choice("method.binding", self.binding, ("none", "hash"))
+        super().__post_init__()
         if self.binding == "hash" and self.projection != "random":
             raise ConfigError(f"method.binding=hash needs method.projection=random, not {self.projection}")
 
@@ -80,22 +72,18 @@ class Uchida(Regulariser):
 
     def accepts(self, key: Key) -> bool:
         """With binding, that the projection is the one its committed seed and message generate."""
-        if self.binding == "none":
-            return True
-        if "seed" not in key.secret:
-            return False
-        seed, message = key.secret["seed"].cpu().numpy(), key.message.cpu().numpy()
-        x = bound_projection(seed, message, key.secret["projection"].shape[1])
-        return commitment.follows(key.secret, {"projection": x})
+        m = key.secret["projection"].shape[1]
+        return self.binding == "none" or commitment.follows(
+            key, lambda seed, message: {"projection": bound_projection(seed, message, m)}
+        )
 
 
 def bound_projection(seed: np.ndarray, message: np.ndarray, m: int) -> Tensor:
     """X [n, M] iid N(0, 1) from SHAKE-256(seed || message bits), by Box-Muller: the same on every platform."""
     n = len(message)
     half = (n * m + 1) // 2
-    u = (
-        (commitment.words(seed, commitment.packed(message), 2 * half) >> np.uint64(11)).astype(np.float64) + 0.5
-    ) / 2.0**53
+    words = commitment.words(seed, commitment.packed(message), 2 * half)
+    u = ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
     radius, angle = np.sqrt(-2 * np.log(u[:half])), 2 * np.pi * u[half:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: n * m]
     return torch.from_numpy(normal.astype(np.float32).reshape(n, m))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench import spec
-from bench.errors import ConfigError, at_least, choice, near
+from bench.errors import ConfigError, among, near, within
 from bench.models import weights
 from bench.types import Fit, Key, Method, Task
 from methods import _commitment as commitment
@@ -42,20 +42,17 @@ class Watermas(Method):
     Secret `positions` [n, 2]: index into the key's layer names, position in that weight.
     """
 
-    n_bits: int
+    n_bits: int = within(1)
     amplitude: float
     sharpness: float
     margin: float
-    every: int
-    binding: str
-    situation: str
+    every: int = within(1)
+    binding: str = among("none", "hash")
+    situation: str = among("scratch", "finetune")
     layer: str | None
 
     def __post_init__(self) -> None:
-        at_least("method.n_bits", self.n_bits, 1)
-        at_least("method.every", self.every, 1)
-        choice("method.binding", self.binding, ("none", "hash"))
-        choice("method.situation", self.situation, ("scratch", "finetune"))
+        super().__post_init__()
         if self.amplitude <= 0 or self.sharpness < 0 or self.margin <= 0:
             raise ConfigError("method: amplitude and margin must be above 0, sharpness at least 0")
 
@@ -146,20 +143,15 @@ class Watermas(Method):
             found = found.index_put((bits,), weight[positions[bits, 1]] / spread)
         return found
 
-    @torch.no_grad()
-    def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:
-        return torch.sigmoid(self.logits(model, key))
-
     def accepts(self, key: Key) -> bool:
         """With binding, that message and positions are those of the committed seed and layers."""
-        if self.binding == "none":
-            return True
-        if "seed" not in key.secret or "sizes" not in key.secret:
-            return False
-        seed, sizes = key.secret["seed"].cpu().numpy(), key.secret["sizes"].cpu().numpy()
-        message, flat = bound(seed, list(key.where), sizes, key.n_bits)
-        made = {"positions": torch.from_numpy(split(flat, sizes))}
-        return bool((message == key.message.cpu().numpy()).all()) and commitment.follows(key.secret, made)
+
+        def made(seed: np.ndarray, message: np.ndarray) -> dict[str, Tensor]:
+            sizes = key.secret["sizes"].cpu().numpy()
+            bits, flat = bound(seed, list(key.where), sizes, len(message))
+            return {"message": torch.from_numpy(bits), "positions": torch.from_numpy(split(flat, sizes))}
+
+        return self.binding == "none" or ("sizes" in key.secret and commitment.follows(key, made))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from bench import spec
 from bench.cli.usage import options
@@ -196,3 +197,8 @@ def restoration_task(folder: Path, results: Path, *more: str, say=lambda line: N
     return spec.build(cfg.task, "task").open(
         spec.build(cfg.data, "data"), Cache(str(results / "cache"), None), CPU, say
     )
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """train, train_labels, test, test_labels of a decoded data set."""
+    return load_file(folder / "images.safetensors")

@@ -284,12 +284,7 @@ def equivariant(runs: list[Run], error: float, most: float) -> Finding:
 
 
 def _paired(
-    runs: list[Run],
-    axis: str,
-    better: Any,
-    worse: Any,
-    margin: float,
-    compare: Callable[[Run, Run], list[float] | str],
+    runs: list[Run], axis: str, better: Any, worse: Any, margin: float, compare: Callable[[Run, Run], list[float] | str]
 ) -> Finding:
     """BER [better, worse] of runs with the same network, data and seed, or why a pair cannot be compared."""
     one, other = ({run.unit: run for run in where(runs, axis, value)} for value in (better, worse))

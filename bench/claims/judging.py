@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig
@@ -16,6 +16,7 @@ from bench.claims.findings import OPEN, Finding, Run
 from bench.cli import terminal
 from bench.cli.compose import composed
 from bench.errors import UserError
+from bench.progress import Say
 from bench.run import Outcome
 from bench.store import claims as verdicts
 
@@ -30,7 +31,7 @@ def made(claim: Claim) -> Iterator[tuple[DictConfig, Outcome]]:
         with terminal.live(place) as (say, progress):
             heard = [f"\n{place}{' '.join(words[1:])}"]
 
-            def tell(line: str, heard: list[str] = heard, say: Callable[[str], None] = say) -> None:
+            def tell(line: str, heard: list[str] = heard, say: Say = say) -> None:
                 while heard:  # a job that is found done says nothing
                     say(heard.pop())
                 say(line)

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
-from bench.progress import Progress, unseen
+from bench.progress import Progress, Say, console, unseen
 from bench.types import Row
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table as Bars
 
     from bench.report.tables import Table
@@ -35,7 +34,7 @@ def animated() -> bool:
 
 
 @contextlib.contextmanager
-def live(prefix: str = "") -> Iterator[tuple[Callable[[str], None], Progress]]:
+def live(prefix: str = "") -> Iterator[tuple[Say, Progress]]:
     """(say, progress) of one job, stages shown as `prefix` and their names; plain `say` and `unseen` off a terminal.
 
     Steps are counted where they are made and looked at once a second, by a thread. The cursor is never hidden, so
@@ -72,7 +71,7 @@ def live(prefix: str = "") -> Iterator[tuple[Callable[[str], None], Progress]]:
         finally:
             stages.remove_task(stage)
 
-    console = Steady(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
+    steady = Steady(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
     columns = (
         rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(20),
@@ -83,16 +82,9 @@ def live(prefix: str = "") -> Iterator[tuple[Callable[[str], None], Progress]]:
     )
     # Speed is taken over all looks that rich keeps, for steps may be minutes apart. What is printed on stderr by
     # anybody appears above the lines; stdout is left alone, it may be a file.
-    stages = Stages(
-        *columns,
-        console=console,
-        transient=True,
-        refresh_per_second=1,
-        speed_estimate_period=24 * 3600,
-        redirect_stdout=False,
-    )
-    with stages:
-        yield lambda line: console.print(line, soft_wrap=True), progress
+    shown = {"transient": True, "refresh_per_second": 1, "speed_estimate_period": 24 * 3600, "redirect_stdout": False}
+    with Stages(*columns, console=steady, **shown) as stages:
+        yield lambda line: steady.print(line, soft_wrap=True), progress
 
 
 def table(
@@ -107,31 +99,25 @@ def table(
     the random keys did (bench.controls)."""
     from bench.report import tables
 
-    console = _console()
+    out = console()
     made = _rows(rows, {**(controls or {}), "alpha": alpha}, goal, max_damage)
     # First the columns move together, then knobs are broken into lines, and only then columns go below others.
     ways = [replace(made, gap=gap, room=room) for gap, room in ((2, 24), (1, 24), (1, 12))]
-    tables.show(next((way for way in ways if len(tables.layout(way, console.width)[2]) == 1), ways[-1]), console)
+    tables.show(next((way for way in ways if len(tables.layout(way, out.width)[2]) == 1), ways[-1]), out)
     for line in notes(rows, goal, alpha, boundary, controls):
-        console.print(line, style="dim", soft_wrap=False)
+        out.print(line, style="dim", soft_wrap=False)
 
 
 def pictures(numbers: list[dict[str, Any]], seed: int, figure: Path | None) -> None:
     """What was measured of each suspect's outputs (bench.report.readings), and where their figure is."""
     from bench.report import readings, tables
 
-    console = _console()
-    console.print()
-    tables.show(readings.table(numbers, seed), console)
-    console.print(readings.LEGEND, style="dim")
+    out = console()
+    out.print()
+    tables.show(readings.table(numbers, seed), out)
+    out.print(readings.LEGEND, style="dim")
     if figure is not None:
         print(figure)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
 
 
 def _rows(rows: list[Row], known: dict[str, Any], goal: str, max_damage: float) -> Table:
@@ -155,13 +141,7 @@ def _rows(rows: list[Row], known: dict[str, Any], goal: str, max_damage: float) 
     return made
 
 
-def notes(
-    rows: list[Row],
-    goal: str,
-    alpha: float,
-    boundary: float | None = None,
-    controls: dict[str, Any] | None = None,
-) -> list[str]:
+def notes(rows: list[Row], goal: str, alpha: float, boundary: float | None, controls: dict | None) -> list[str]:
     """What a reader of the table must know beside it."""
     lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
     bits = next((row.n_bits for row in rows if row.n_bits), None)

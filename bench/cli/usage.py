@@ -170,10 +170,7 @@ def check(argv: list[str], prefix: str = "") -> None:
 
 
 def answer(
-    argv: list[str],
-    doc: Callable[[], str],
-    run: Callable[[list[str]], bool | None],
-    kept: str = "stages and runs",
+    argv: list[str], doc: Callable[[], str], run: Callable[[list[str]], bool | None], kept: str = "stages and runs"
 ) -> int:
     """The frame of a command: help, or `run` on its words; exit code, 1 where that returns False.
 

@@ -12,7 +12,7 @@ import torch
 
 from bench.data.decoding import read_all
 from bench.data.source import Data, Decoded, hold_out, resized
-from bench.errors import ConfigError, UserError, choice
+from bench.errors import UserError, among
 
 # The photographs in scikit-image's wheel: grey ones too, no drawings, no page of text; of the stereo pair one.
 TRAIN = (
@@ -45,12 +45,8 @@ class Digits(Data):
 class Torchvision(Data):
     """CIFAR-10 or CIFAR-100, downloaded by torchvision with its checksum into `root`."""
 
-    dataset: str
+    dataset: str = among("CIFAR10", "CIFAR100")
     root: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("data.dataset", self.dataset, ("CIFAR10", "CIFAR100"))
 
     @property
     def name(self) -> str:
@@ -71,26 +67,14 @@ class Torchvision(Data):
                 f"{self.dataset} cannot be had ({type(why).__name__}: {why}): no network? Put {cls.filename} into "
                 f"{self.root}, or use local files with data=parquet data.path=..."
             ) from error
-        pair = [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test)]
-        labels = [torch.tensor(part.targets) for part in (train, test)]
-        return Decoded(
-            resized(pair[0], self.image_size),
-            labels[0],
-            resized(pair[1], self.image_size),
-            labels[1],
-            train.classes,
-        )
+        pixels = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test))
+        first, second = (resized(images, self.image_size) for images in pixels)
+        return Decoded(first, torch.tensor(train.targets), second, torch.tensor(test.targets), train.classes)
 
 
 @dataclass(frozen=True)
 class Skimage(Data):
     """The 16 photographs that ship inside scikit-image, whose middle is kept where a side exceeds image_size."""
-
-    def source(self) -> dict[str, Any]:
-        raise ConfigError("data=skimage has no labels: it is for task=restoration")
-
-    def decode(self) -> Decoded:
-        raise ConfigError("data=skimage has no labels: it is for task=restoration")
 
     def picture_source(self) -> dict[str, Any]:
         return {"source": "skimage", "version": version("scikit-image"), "size": self.image_size}

@@ -6,7 +6,7 @@ stage hashes are taken over: where the files lie does not matter, what is in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.data.source import Data, shuffled
+from bench.progress import Say, silent
 from bench.store.cache import Cache, Entry, cached
 
 
@@ -37,17 +38,12 @@ class Images:
         return self.data.content(self.digest)
 
 
-def open_images(data: Data, cache: str | Path | Cache, say: Callable[[str], None] = lambda line: None) -> Images:
+def open_images(data: Data, cache: str | Path | Cache, say: Say = silent) -> Images:
     """Decode a source into the cache, or find it there. Raises UserError or ConfigError for what the files lack."""
 
     def build(folder: Path) -> dict[str, Any]:
         decoded = data.decode()
-        tensors = {
-            "train": decoded.train,
-            "train_labels": decoded.train_labels,
-            "test": decoded.test,
-            "test_labels": decoded.test_labels,
-        }
+        tensors = {name: value for name, value in vars(decoded).items() if name != "classes"}
         save_file(tensors, folder / "images.safetensors")
         # Per-channel statistics of the training set, in pixel units 0..255; in float64 and in parts, for memory.
         sums = [(p.double().sum((0, 2, 3)), p.double().square().sum((0, 2, 3))) for p in decoded.train.split(4096)]
@@ -69,24 +65,22 @@ def open_images(data: Data, cache: str | Path | Cache, say: Callable[[str], None
     return Images(data, entry)
 
 
-def load_tensors(folder: Path) -> dict[str, Tensor]:
-    """train, train_labels, test, test_labels of a decoded data set, mapped: processes on one machine share the pages.
-
-    Nothing of ours writes to a published file; who truncates one that is in use kills its readers (SIGBUS).
-    """
-    return load_file(folder / "images.safetensors")
-
-
 def resident(images: Images, device: torch.device) -> dict[str, Tensor]:
-    """A data set's tensors on the device, shared by all runs of a process."""
-    path = images.entry.path
-    return _resident(path, images.digest, (path / "images.safetensors").stat().st_ino, device)
+    """train, train_labels, test, test_labels of a decoded data set on the device."""
+    return on_device(images.entry, "images.safetensors", device)
+
+
+def on_device(entry: Entry, name: str, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a decoded set's file, loaded once for all runs of a process. On a CPU they are mapped: processes
+    on one machine share the pages. Nothing of ours writes to a published file; who truncates one kills its readers."""
+    file = entry.path / name
+    return _loaded(file, entry.meta["sha256"][name], file.stat().st_ino, device)
 
 
 # Digest and inode tell a rebuilt one.
-@lru_cache(maxsize=2)
-def _resident(folder: Path, digest: str, inode: int, device: torch.device) -> dict[str, Tensor]:
-    return {k: v.to(device) for k, v in load_tensors(folder).items()}
+@lru_cache(maxsize=4)
+def _loaded(file: Path, digest: str, inode: int, device: torch.device) -> dict[str, Tensor]:
+    return {k: v.to(device) for k, v in load_file(file).items()}
 
 
 def augment(images: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tensor:
@@ -113,13 +107,7 @@ def augment(images: Tensor, crop: int, flip: bool, rng: torch.Generator) -> Tens
 
 
 def batches(
-    images: Tensor,
-    labels: Tensor,
-    index: Tensor,
-    size: int,
-    seed: int | None,
-    crop: int = 0,
-    flip: bool = False,
+    images: Tensor, labels: Tensor, index: Tensor, size: int, seed: int | None, crop: int = 0, flip: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images uint8 [B, 3, H, W], labels [B]) on the device that holds them.
 

@@ -1,24 +1,20 @@
-"""Pictures of any sizes as one vector of pixels that lives on the device; patches of them by one gather.
-
-`open_pictures` decodes a source (bench.data.source) or finds it decoded, as bench.data.images does for images of one
-size.
-"""
+"""Pictures of any sizes as one vector of pixels that lives on the device; patches of them by one gather."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.data.images import on_device
 from bench.data.pixels import jpeg
 from bench.data.source import Data
+from bench.progress import Say
 from bench.store.cache import Cache, Entry, cached
 
 
@@ -50,8 +46,8 @@ class Pictures:
         return self.pixels[at]
 
 
-def open_pictures(data: Data, cache: Cache, say: Callable[[str], None]) -> Entry:
-    """Decode a source into the cache, or find it there. Raises UserError or ConfigError for what the files lack.
+def open_pictures(data: Data, cache: Cache, say: Say) -> Entry:
+    """As images.open_images for images of one size. Raises UserError or ConfigError for what the files lack.
 
     The entry says how many are training and test pictures; `resident` reads them.
     """
@@ -68,7 +64,7 @@ def open_pictures(data: Data, cache: Cache, say: Callable[[str], None]) -> Entry
     return entry
 
 
-def compressed(entry: Entry, quality: int, cache: Cache, say: Callable[[str], None]) -> Entry:
+def compressed(entry: Entry, quality: int, cache: Cache, say: Say) -> Entry:
     """The same pictures after JPEG at a quality, each compressed once and whole; in the cache."""
     from PIL import features
 
@@ -97,11 +93,6 @@ def digest(entry: Entry) -> str:
 
 def resident(entry: Entry, device: torch.device) -> Pictures:
     """A decoded set on the device, shared by all runs of a process."""
-    return _resident(entry.path, digest(entry), (entry.path / "pictures.safetensors").stat().st_ino, device)
-
-
-@lru_cache(maxsize=4)
-def _resident(folder: Path, digest: str, inode: int, device: torch.device) -> Pictures:
-    found = {name: tensor.to(device) for name, tensor in load_file(folder / "pictures.safetensors").items()}
+    found = on_device(entry, "pictures.safetensors", device)
     ends = (3 * found["sizes"].prod(1)).cumsum(0)
     return Pictures(found["pixels"], found["sizes"], torch.cat([ends.new_zeros(1), ends[:-1]]))

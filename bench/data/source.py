@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import ConfigError, at_least
+from bench.errors import ConfigError, checked, within
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Data:
     """
 
     label: str | None
-    image_size: int | None
-    crop: int
+    image_size: int | None = within(8)
+    crop: int = within(0)
     flip: bool
     validation: float
     attacker: float
@@ -54,12 +54,10 @@ class Data:
     )
 
     def __post_init__(self) -> None:
+        checked(self, "data")
         for name in ("validation", "attacker"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be in [0, 1)")
-        at_least("data.crop", self.crop, 0)
-        if self.image_size is not None:
-            at_least("data.image_size", self.image_size, 8)
 
     @property
     def name(self) -> str:
@@ -70,8 +68,9 @@ class Data:
         return {k: v for k, v in asdict(self).items() if k not in self.located} | {"digest": digest}
 
     def source(self) -> dict[str, Any]:
-        """A cheap fingerprint of the files, which decides whether they have to be decoded again."""
-        raise NotImplementedError
+        """A cheap fingerprint of the files, which decides whether they have to be decoded again. Raises ConfigError for
+        pictures without labels."""
+        raise ConfigError(f"data={type(self).__name__.lower()} has no labels: it is for task=restoration")
 
     def decode(self) -> Decoded:
         raise NotImplementedError

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from bench import metrics, spec
 from bench.errors import ConfigError, UserError
+from bench.progress import Say, silent
 from bench.types import Row
 
 NUMBERS = ("strength", "ber", "log10_p", "claim_ber", "claim_log10_p", "utility", "seconds", "peak_mb")
@@ -68,7 +69,7 @@ def installed(package: str) -> None:
 class Log:
     """What a run tells its logger. The first failure is one warning and the end of it: results are lost to none."""
 
-    def __init__(self, sink: Sink | None = None, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, sink: Sink | None = None, say: Say = silent) -> None:
         self.sink, self.say = sink, say
         self.places: Counter[str] = Counter()
 
@@ -115,7 +116,7 @@ def warning(error: Exception) -> str:
 
 
 @contextmanager
-def logged(logger: Logger, about: Callable[[], About], say: Callable[[str], None]) -> Iterator[Log]:
+def logged(logger: Logger, about: Callable[[], About], say: Say) -> Iterator[Log]:
     """The log of one run, closed at the end: as `failed` or `interrupted` where an exception leaves the context."""
     log = Log(None, say)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import choice
+from bench.errors import among, checked
 from bench.loggers.log import About, Sink, installed
 
 
@@ -17,13 +17,12 @@ class Wandb:
 
     project: str
     entity: str | None
-    mode: str | None
+    mode: str | None = among("online", "offline")
     folder: str
 
     def __post_init__(self) -> None:
         installed("wandb")
-        if self.mode is not None:
-            choice("logger.mode", self.mode, ("online", "offline"))
+        checked(self, "logger")
 
     def open(self, about: Callable[[], About]) -> Sink:
         import wandb

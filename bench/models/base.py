@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench import spec
-from bench.errors import ConfigError, existing
+from bench.errors import ConfigError, checked
 from bench.models import anatomy
 from bench.models.heads import head_name
 
@@ -40,7 +40,7 @@ class Network:
     checkpoint: str | None = spec.file()
 
     def __post_init__(self) -> None:
-        existing("model.checkpoint", self.checkpoint)
+        checked(self, "model")
 
     @property
     def title(self) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from bench.errors import ConfigError, choice, near
+from bench.errors import ConfigError, among, near
 from bench.models.base import Network, Signature
 from bench.models.heads import HEADS
 from bench.models.stems import small_stem
@@ -25,20 +24,24 @@ class Model(Network):
     image). kwargs: passed on to the package's constructor.
     """
 
-    source: str
+    source: str = among("timm", "torchvision")
     name: str
-    stem: str
+    stem: str = among("imagenet", "small")
     patch_size: int | None
     window_size: int | None
     kwargs: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        choice("model.source", self.source, ("timm", "torchvision"))
-        choice("model.stem", self.stem, ("imagenet", "small"))
-        super().__post_init__()
-
     def construct(self, io: Signature) -> nn.Module:
-        net = _timm(self, io) if self.source == "timm" else _torchvision(self, io)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                net = _timm(self, io) if self.source == "timm" else _torchvision(self, io)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise ConfigError(
+                f"model {self.name} cannot be built for {io.image_size}x{io.image_size} images: {why}; "
+                "see model.patch_size, model.window_size, model.kwargs and data.image_size"
+            ) from error
         if self.stem == "small":
             small_stem(net, self.name)
         return net
@@ -54,8 +57,8 @@ def _timm(model: Model, io: Signature) -> nn.Module:
         raise ConfigError(f"model.name={model.name}: timm has no such model; {near(model.name, timm.list_models())}")
     kwargs = {"num_classes": io.num_classes} | _fit_image(model, io) | model.kwargs
     if mixer := re.match(r"mixer_[sbl](\d+)", model.name):
-        return _construct(model, lambda: _mixer(model.name, int(mixer[1]), io, kwargs), io)
-    return _construct(model, lambda: timm.create_model(model.name, pretrained=False, **kwargs), io)
+        return _mixer(model.name, int(mixer[1]), io, kwargs)
+    return timm.create_model(model.name, pretrained=False, **kwargs)
 
 
 def _mixer(name: str, usual: int, io: Signature, kwargs: dict[str, Any]) -> nn.Module:
@@ -105,17 +108,4 @@ def _torchvision(model: Model, io: Signature) -> nn.Module:
     if model.patch_size:
         kwargs["patch_size"] = model.patch_size
     kwargs |= model.kwargs
-    return _construct(model, lambda: torchvision.models.get_model(model.name, weights=None, **kwargs), io)
-
-
-def _construct(model: Model, make: Callable[[], nn.Module], io: Signature) -> nn.Module:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return make()
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"model {model.name} cannot be built for {io.image_size}x{io.image_size} images: {why}; "
-            "see model.patch_size, model.window_size, model.kwargs and data.image_size"
-        ) from error
+    return torchvision.models.get_model(model.name, weights=None, **kwargs)

@@ -8,18 +8,7 @@ from torch import nn
 from bench.errors import ConfigError
 
 # Top-level modules behind the feature extractor: an attacker exchanges them freely.
-HEADS = {
-    "head",
-    "heads",
-    "head_dist",
-    "fc",
-    "classifier",
-    "last_linear",
-    "pre_logits",
-    "conv_head",
-    "aux1",
-    "aux2",
-}
+HEADS = {"head", "heads", "head_dist", "fc", "classifier", "last_linear", "pre_logits", "conv_head", "aux1", "aux2"}
 
 
 def head_name(net: nn.Module, num_classes: int) -> str:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from bench.errors import at_least, choice
+from bench.errors import among, at_least, within
 from bench.models.base import Network, Signature
 
 
@@ -27,15 +27,13 @@ class Restorer(Network):
 
     gives = "pictures"
 
-    name: str
-    width: int
+    name: str = among("unet", "dncnn", "resnet_ir")
+    width: int = within(1)
     depth: int
 
     def __post_init__(self) -> None:
-        choice("model.name", self.name, NETWORKS)
-        at_least("model.width", self.width, 1)
-        at_least("model.depth", self.depth, 3 if self.name == "dncnn" else 1)
         super().__post_init__()
+        at_least("model.depth", self.depth, 3 if self.name == "dncnn" else 1)
 
     @property
     def multiple(self) -> int:
@@ -43,7 +41,7 @@ class Restorer(Network):
 
     def construct(self, io: Signature) -> nn.Module:
         net = started(NETWORKS[self.name](self.width, self.depth))
-        net.register_forward_hook(_in_pixels)
+        net.register_forward_hook(lambda net, images, out: out * net.input_std + net.input_mean)
         return net
 
     def head(self, net: nn.Module, io: Signature) -> str:
@@ -59,10 +57,6 @@ def started(net: nn.Module) -> nn.Module:
                 nn.init.zeros_(layer.bias)
     nn.init.zeros_(net.head.weight)
     return net
-
-
-def _in_pixels(net: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    return out * net.input_std + net.input_mean
 
 
 def _layers(inside: int, outside: int, count: int = 1) -> nn.Sequential:

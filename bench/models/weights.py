@@ -48,19 +48,8 @@ def candidates(model: nn.Module) -> dict[str, Tensor]:
 
 def stage(name: str) -> str:
     """Name up to and including its first numbered part: `layer4.1.conv2.weight` -> `layer4`."""
-    parts = name.split(".")
-    for i, part in enumerate(parts):
-        if re.search(r"\d", part):
-            return ".".join(parts[: i + 1])
-    return parts[0]
-
-
-def stages(names: list[str]) -> list[list[str]]:
-    """Names grouped by stage, in the order in which the stages first appear."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(stage(name), []).append(name)
-    return list(groups.values())
+    numbered = re.match(r"\D*\d[^.]*", name)
+    return numbered[0] if numbered else name.split(".")[0]
 
 
 def choose(model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], int], need: int, what: str) -> str:
@@ -83,11 +72,11 @@ def choose(model: nn.Module, pattern: str | None, capacity: Callable[[Tensor], i
                 f"method.layer={pattern} matches no convolution or linear layer; {near(pattern, names, 12)}; "
                 "list them: python -m bench.layers model=..."
             )
-    last_first = stages(list(found))[::-1]
-    for names in sorted(last_first, key=lambda names: _mostly_dead(model, stage(names[0]))):
-        fit = [name for name in names if capacity(found[name]) >= need]
+    last_first = [*dict.fromkeys(map(stage, found))][::-1]
+    for place in sorted(last_first, key=lambda place: _mostly_dead(model, place)):
+        fit = [name for name in found if stage(name) == place and capacity(found[name]) >= need]
         if fit:
-            return max(fit, key=lambda name: (found[name].numel(), -names.index(name)))
+            return max(fit, key=lambda name: found[name].numel())  # the first of equals
     best = max(found, key=lambda name: capacity(found[name]))
     raise ConfigError(
         f"the message needs {need:,} {what}, but {'the largest' if len(found) > 1 else 'layer'} "

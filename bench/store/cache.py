@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from bench import spec
 from bench.errors import UserError
+from bench.progress import Say, silent
 from bench.store import remote
 from bench.store.files import write_json
 
@@ -73,7 +74,7 @@ def cached(
     stage: str,
     identity: Any,
     build: Callable[[Path], dict[str, Any]],
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = silent,
 ) -> Entry:
     """The entry of (stage, identity), built by `build(folder) -> measured` unless it is here or there and intact.
 
@@ -106,16 +107,13 @@ def _here(
     identity: dict[str, Any],
     build: Callable[[Path], dict[str, Any]],
     shared: remote.Remote | None,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Entry:
     """The entry in its place on this machine: found, fetched or built, under its lock unless it was found."""
     name = f"{path.parent.name}/{path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        try:
-            return Entry(path, _read(path), built=False)
-        except ValueError:
-            pass  # looked at again, and reported, under the lock
+    with contextlib.suppress(ValueError):  # looked at again, and reported, under the lock
+        return Entry(path, _read(path), built=False)
     with _locked(path.with_name(f"{path.name}.lock"), name, say):
         if path.is_dir():
             try:
@@ -132,17 +130,15 @@ def _here(
 
 
 @contextlib.contextmanager
-def _locked(path: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+def _locked(path: Path, name: str, say: Say) -> Iterator[None]:
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0.2)
+        held = lock.acquire(timeout=0.2)
     except Timeout:
         say(f"waiting for another process that makes {name}")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

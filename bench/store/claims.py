@@ -69,13 +69,10 @@ def locked(path: Path) -> Iterator[None]:
     """One process at a time reads claims.json, changes it, and writes what follows from it."""
     from filelock import FileLock
 
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = FileLock(path.with_name(f"{path.name}.lock")).acquire()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.errors import ConfigError
+from bench.progress import Say
 
 README = "watermark-bench.txt"
 ABOUT = b"Stages shared by `python -m bench cache.url=...`: each folder is complete once it holds meta.json.\n"
@@ -60,7 +61,7 @@ class Remote:
     known: set[str]
 
     def fetch(
-        self, name: str, folder: Path, check: Callable[[Path], dict[str, Any]], say: Callable[[str], None]
+        self, name: str, folder: Path, check: Callable[[Path], dict[str, Any]], say: Say
     ) -> dict[str, Any] | None:
         """Copy the entry <stage>/<address> into an empty folder; what `check` makes of it, or None for no entry.
 
@@ -95,7 +96,7 @@ class Remote:
         say(f"cache: {name} comes from {self.url}")
         return found
 
-    def offer(self, name: str, folder: Path, say: Callable[[str], None]) -> None:
+    def offer(self, name: str, folder: Path, say: Say) -> None:
         """Upload an intact local entry unless it is there, meta.json last; a failure is a warning line."""
         if name in self.known:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch.nn import functional
 from bench import spec
 from bench.data import images as sets
 from bench.data.source import Data, split_indices
-from bench.errors import ConfigError, at_least
+from bench.errors import ConfigError, checked, within
 from bench.machine import device_of
 from bench.models import base, heads
+from bench.progress import Say
 from bench.store.cache import Cache
 from bench.types import Task
 
@@ -25,13 +26,13 @@ class Classification:
     """The task's configuration. eval_batch: images per forward pass when measuring; max_damage: percent of accuracy a
     success may cost, which verify.max_damage takes."""
 
-    eval_batch: int
+    eval_batch: int = within(1)
     max_damage: float
 
     def __post_init__(self) -> None:
-        at_least("task.eval_batch", self.eval_batch, 1)
+        checked(self, "task")
 
-    def open(self, data: Data, cache: Cache, device: torch.device, say: Callable[[str], None]) -> ClassificationTask:
+    def open(self, data: Data, cache: Cache, device: torch.device, say: Say) -> ClassificationTask:
         """The task over a data set, with the judge's view. Raises UserError for data that cannot be had."""
         images = sets.open_images(data, cache, say)
         index = split_indices(data, images.entry["train"], images.entry["test"])
@@ -47,7 +48,7 @@ class ClassificationTask(Task):
     index: dict[str, Tensor]
     cache: Cache
     device: torch.device
-    say: Callable[[str], None]
+    say: Say
 
     kind = "classification"
     gives = "classes"
@@ -63,7 +64,6 @@ class ClassificationTask(Task):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a stage hash covers: the data by content, splits and augmentation."""
         return {"task": self.kind, "classes": self.signature.num_classes, "data": self.images.identity}
 
     @property
@@ -81,28 +81,19 @@ class ClassificationTask(Task):
         return tensors[part], tensors[f"{part}_labels"], self.index[split].to(self.device)
 
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images uint8 [B, 3, H, W], labels [B]); with a seed shuffled and augmented, else in order and complete.
-
-        Raises PermissionError for a split that is not this role's to see.
-        """
-        images, labels, index = self.tensors(split)
         data = self.images.data
-        return sets.batches(images, labels, index, batch_size, seed, data.crop, data.flip)
+        return sets.batches(*self.tensors(split), batch_size, seed, data.crop, data.flip)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         return functional.cross_entropy(model(images), labels)
 
     def distill(self, model: nn.Module, teacher: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy to the teacher's outputs: no labels are read."""
+        """Cross-entropy to the teacher's outputs."""
         images, _ = batch
         with torch.no_grad():
             target = teacher(images).softmax(1)
         return functional.cross_entropy(model(images), target)
-
-    def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """What the model is called with."""
-        return batch[0]
 
     def divergence(self, outputs: Tensor, others: Tensor) -> Tensor:
         """Mean over the batch of KL(p || p'), in nats, p = softmax(outputs [B, C]), p' = softmax(others [B, C])."""
@@ -110,7 +101,7 @@ class ClassificationTask(Task):
         return functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
     def example(self, count: int = 2) -> Tensor:
-        """All-black images, uint8 [count, 3, H, W]: their shape says what the network takes, their content nothing."""
+        """All-black images, uint8 [count, 3, H, W]."""
         size = self.signature.image_size
         return torch.zeros(count, 3, size, size, dtype=torch.uint8, device=self.device)
 

@@ -8,7 +8,7 @@ device, see equal pairs. All is rounded to 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,21 +20,20 @@ from bench import metrics, spec
 from bench.data import degradations, pictures
 from bench.data.pixels import seen
 from bench.data.source import Data, shuffled, split_indices
-from bench.errors import ConfigError, at_least, choice
+from bench.errors import ConfigError, among, checked, choice, within
 from bench.machine import device_of
 from bench.models import base
+from bench.progress import Say
 from bench.store.cache import Cache, Entry
 from bench.types import Task
 
 # Pixel values that count as one in loss and divergence. At 28 dB the loss is then about a half, as cross-entropies are
 # for which methods' weights (lambda_, margin) were chosen.
 UNIT = 10.0
-PARAMETERS = {
-    "noise": ("sigma",),
-    "jpeg": ("quality",),
-    "rain": ("density", "length", "tilt", "strength"),
-}
+PARAMETERS = {"noise": ("sigma",), "jpeg": ("quality",), "rain": ("density", "length", "tilt", "strength")}
 PART = 256  # tiles degraded at once
+# Arguments of Pictures.patches, and the generator that noise or rain is drawn from.
+Places = Iterator[tuple[tuple, torch.Generator]]
 
 
 @dataclass(frozen=True)
@@ -46,37 +45,29 @@ class Restoration:
     utility, psnr or ssim; max_damage: what a success may cost in each, which verify.max_damage takes.
     """
 
-    eval_batch: int
-    patch: int
-    degradation: str
-    sigma: float
-    quality: int
-    density: float
-    length: int
-    tilt: float
-    strength: float
-    loss: str
-    metric: str
+    eval_batch: int = within(1)
+    patch: int = within(16)
+    degradation: str = among(*PARAMETERS)
+    sigma: float = within(0, 255)
+    quality: int = within(1, 95)
+    density: float = within(0, 1)
+    length: int = within(1, 101)
+    tilt: float = within(0, 90)
+    strength: float = within(0, 1)
+    loss: str = among("l2", "l1")
+    metric: str = among("psnr", "ssim")
     max_damage: dict[str, float]
 
     def __post_init__(self) -> None:
-        at_least("task.eval_batch", self.eval_batch, 1)
-        at_least("task.patch", self.patch, 16)
-        choice("task.degradation", self.degradation, PARAMETERS)
-        choice("task.loss", self.loss, ("l2", "l1"))
-        choice("task.metric", self.metric, ("psnr", "ssim"))
+        checked(self, "task")
         choice("task.metric", self.metric, self.max_damage)
-        bounds = {"sigma": (0, 255), "quality": (1, 95), "density": (0, 1), "length": (1, 101), "tilt": (0, 90)}
-        for name, (low, high) in {**bounds, "strength": (0, 1)}.items():
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"task.{name}={getattr(self, name)}: must be from {low} to {high}")
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Those of the degradation that is chosen."""
         return {name: getattr(self, name) for name in PARAMETERS[self.degradation]}
 
-    def open(self, data: Data, cache: Cache, device: torch.device, say: Callable[[str], None]) -> RestorationTask:
+    def open(self, data: Data, cache: Cache, device: torch.device, say: Say) -> RestorationTask:
         """The task over a data set, with the judge's view. Raises UserError for data that cannot be had."""
         clean = pictures.open_pictures(data, cache, say)
         degraded = pictures.compressed(clean, self.quality, cache, say) if self.degradation == "jpeg" else None
@@ -150,41 +141,23 @@ class RestorationTask(Task):
         return clean, degraded, which.repeat_interleave((clean.sizes[which] // self.config.patch).prod(1))
 
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(degraded, clean) patches, uint8 [B, 3, P, P] each.
-
-        With a seed: at random places, flipped, degraded and shuffled by it, and a last batch that is not full is left
-        out. Without: the tiles of the split's pictures, in order and complete, always the same.
-        Raises PermissionError for a split that is not this role's to see.
-        """
+        """(degraded, clean) patches, uint8 [B, 3, P, P] each: with a seed at random places, without the tiles of the
+        split's pictures, always the same."""
         clean, degraded, which = self.tensors(split)
-        if seed is None:
-            return self._tiles(split, clean, degraded, which, batch_size)
-        return self._random(clean, degraded, which, batch_size, seed)
+        places = self._tiles(split, clean, which) if seed is None else self._random(clean, which, batch_size, seed)
+        pairs = (self._pair(clean, degraded, *place) for place in places)
+        return (batch for pair in pairs for batch in zip(*(x.split(batch_size) for x in pair), strict=True))
 
-    def _random(
-        self,
-        clean: pictures.Pictures,
-        degraded: pictures.Pictures | None,
-        which: Tensor,
-        size: int,
-        seed: int,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _random(self, clean: pictures.Pictures, which: Tensor, size: int, seed: int) -> Places:
         for part, rng in shuffled(which, size, seed, self.device):
             free = clean.sizes[part] - self.config.patch
             drawn = torch.rand(len(part), 3, generator=rng, device=self.device)
             # A float32 just below 1 times a large side may round up to it.
             top, left = torch.minimum((drawn[:, :2] * (free + 1)).long(), free).unbind(1)
             mirrored = drawn[:, 2] < 0.5 if self.data.flip else None
-            yield self._pair(clean, degraded, (part, top, left, self.config.patch, mirrored), rng)
+            yield (part, top, left, self.config.patch, mirrored), rng
 
-    def _tiles(
-        self,
-        split: str,
-        clean: pictures.Pictures,
-        degraded: pictures.Pictures | None,
-        which: Tensor,
-        size: int,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _tiles(self, split: str, clean: pictures.Pictures, which: Tensor) -> Places:
         side, seed = self.config.patch, self.data.split_seed
         grids = clean.sizes[self.index[split].to(self.device)] // side
         number = torch.cat([torch.arange(n, device=self.device) for n in grids.prod(1).tolist()])
@@ -195,8 +168,7 @@ class RestorationTask(Task):
         for start in range(0, len(which), PART):
             at = slice(start, start + PART)
             rng = torch.Generator().manual_seed(spec.derive(seed, "pairs", split, start))
-            pair = self._pair(clean, degraded, (which[at], top[at], left[at], side, None), rng)
-            yield from zip(*(x.split(size) for x in pair), strict=True)
+            yield (which[at], top[at], left[at], side, None), rng
 
     def _pair(
         self, clean: pictures.Pictures, degraded: pictures.Pictures | None, where: tuple, rng: torch.Generator
@@ -218,22 +190,18 @@ class RestorationTask(Task):
         return functional.mse_loss(outputs, target) / 2
 
     def distill(self, model: nn.Module, teacher: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss against the teacher's pictures, as 8 bits show them: no clean picture is read."""
+        """The loss against the teacher's pictures, as 8 bits show them."""
         degraded, _ = batch
         with torch.no_grad():
             target = seen(teacher(degraded))
         return self._distance(model(degraded), target)
-
-    def inputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """What the model is called with."""
-        return batch[0]
 
     def divergence(self, outputs: Tensor, others: Tensor) -> Tensor:
         """KL divergence in nats per value, outputs [B, 3, H, W] taken as means of Gaussians of deviation UNIT."""
         return functional.mse_loss(outputs.float() / UNIT, others.float() / UNIT) / 2
 
     def example(self, count: int = 2) -> Tensor:
-        """All-black patches, uint8 [count, 3, P, P]: their shape says what the network takes, their content nothing."""
+        """All-black patches, uint8 [count, 3, P, P]."""
         side = self.config.patch
         return torch.zeros(count, 3, side, side, dtype=torch.uint8, device=self.device)
 
@@ -247,8 +215,7 @@ class RestorationTask(Task):
         return metrics.similarity(target, self._outputs(model, split), self.config.metric)
 
     def answers(self, model: nn.Module) -> Tensor:
-        """What a network gives for the inputs that this role measures on: the test set's for the judge, the validation
-        split's for others. Float [N, 3, P, P], rounded to 0..255 as whoever asks sees it, on the task's device."""
+        """Float [N, 3, P, P], rounded, on the task's device."""
         return self._outputs(model, self.asks).to(self.device, torch.float32)
 
     def _outputs(self, model: nn.Module, split: str) -> Tensor:
@@ -263,7 +230,6 @@ class RestorationTask(Task):
         return torch.cat(found)
 
     def undegraded(self) -> RestorationTask:
-        """The same task with nothing taken from its pictures, so that a network is handed what it should give."""
         return replace(self, config=replace(self.config, degradation="noise", sigma=0.0), degraded=None)
 
     def build(self, model: base.Network, seed: int) -> nn.Module:

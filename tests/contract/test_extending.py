@@ -148,7 +148,7 @@ def ask(tmp_path, monkeypatch) -> Callable[..., run.Experiment]:
 
 
 def run_id(x: run.Experiment) -> str:
-    return x.hashes()[0]
+    return x.run_id
 
 
 def follows_content(ask: Callable, words: tuple[str, ...], option: str, one: Path, other: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import judge, metrics, run, spec, stages
+from bench import controls, judge, metrics, run, spec, stages
 from bench.models import branches
 from bench.store import runs
 from bench.store.keys import load_key
@@ -54,7 +54,8 @@ def test_the_mark_is_read_from_outputs_and_from_nothing_clean(marked):
     plain = stages.load_weights(stages.fresh(x), stages.host(x).path)
     assert torch.equal(x.task.answers(host), x.task.answers(plain))
     assert not judge.judged(x, host, key)[2]
-    rows = list(run.untouched(x, key, {}))
+    own = judge.Judge(x, key, {})
+    rows = [own.control(*control) for control in controls.clean(x)]
     assert [row.knob for row in rows] == ["clean/inputs", "clean/truth"]
     assert not any(row.detected for row in rows)
     assert rows[1].utility == 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +16,18 @@ from bench.errors import ConfigError
 from bench.models import branches, weights
 from bench.types import Key
 from methods import _matching, frequency
-from methods.frequency import KERNELS, Module, basis, transform
+from methods.frequency import KERNELS, Module, basis
 from tests.helpers import config, tiny
 
 K = 3
+
+
+def transform(kernel: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The paper's revised Fourier transform of kernels [..., K, K] at real u, v [P], on a map of `size`: [..., P]."""
+    t, s = (torch.arange(k, dtype=torch.float64) for k in kernel.shape[-2:])
+    phase = u[:, None, None] * t[:, None] / size[0] + v[:, None, None] * s / size[1]
+    waves = torch.polar(torch.ones_like(phase), 2 * math.pi * phase)
+    return torch.einsum("...ts,pts->...p", kernel.to(torch.complex128), waves)
 
 
 def kernels(d: int = 4, c: int = 5, k: int = K) -> torch.Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bench import run, spec
-from bench.data.images import load_tensors, open_images
-from tests.helpers import CIFAR10, REAL, config
+from bench.data.images import open_images
+from tests.helpers import CIFAR10, REAL, config, load_tensors
 
 pytestmark = [
     pytest.mark.slow,

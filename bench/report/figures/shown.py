@@ -280,7 +280,7 @@ def _barred(
     """
     looks = style.looks(p)
     room = 0.8 / len(looks) if p.groupby("name").size().max() > 1 else 0.0  # without a second bar: in the middle
-    ticks = [(float(i), name) for i, name in enumerate(names)]
+    ticks = [(float(i), lines(name, 28)) for i, name in enumerate(names)]
     panel = Panel(x, Axis("", (len(names) - 0.5, -0.5), ticks), levels=[Level(0.0, "", dash="-", upright=True)])
     for nth, label in enumerate(looks):
         q = p[p["method_label"] == label]
@@ -289,7 +289,8 @@ def _barred(
         bars = Series(label, next(ends), y, [*q["told"]], [configuration(one) for one in q.itertuples()], "bars")
         bars.band, bars.texts, bars.size = (next(ends), next(ends)), [*q["text"]], 0.9 * room or 0.6
         panel.series.append(bars)
-    height = 145 + len(names) * (15 + (16 * len(looks) if room else 16))
+    row = max(15 + 16 * (len(looks) if room else 1), *(22 + 14 * name.count("\n") for _, name in ticks))
+    height = 145 + len(names) * row
     return Chart(*titles, looks, bad, [[panel]], (640, height))
 
 

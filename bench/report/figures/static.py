@@ -21,6 +21,7 @@ from bench.report.content import Content
 from bench.report.figures import shown
 from bench.report.figures.shown import Axis, Chart, Level, Panel, Series
 from bench.report.style import GREY, KINDS, STYLE, Look
+from bench.report.words import lines
 
 # Formats and their metadata: no date, so that the same rows give the same bytes.
 FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -71,7 +72,7 @@ def chart(figure: Chart) -> Figure:
             _scale(ax.yaxis, panel.y if panel is panels[0] else replace(panel.y, title=""))
         _aside(axes[-1], [level for level in panels[-1].levels if not level.upright])
     _legend(fig, figure)
-    fig.suptitle(figure.title, fontsize=10, fontweight="bold")
+    fig.suptitle(lines(figure.title, int(figure.size[0] / 7)), fontsize=10, fontweight="bold")
     return fig
 
 

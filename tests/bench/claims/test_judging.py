@@ -37,11 +37,11 @@ def test_runs_that_allow_no_verdict_give_none():
 
 def test_a_control_that_detects_gives_no_verdict():
     runs = seeds([("ratio", 0.65, 0, 60.0)])
-    x = SimpleNamespace(verify=SimpleNamespace(alpha=ALPHA), method=SimpleNamespace(boundary=None))
+    x = SimpleNamespace(verify=SimpleNamespace(alpha=ALPHA), method=SimpleNamespace(boundary=None), path=None)
     alarm = [replace(runs[0].rows[0], detected=True), *runs[0].rows[1:]]
     keys = {"random_keys": 1000, "false_positives": 9}
     for rows, found, said in ((alarm, None, "the unmarked host"), (runs[0].rows, keys, "9 of 1,000 random keys")):
-        outcome = run.concluded(x, "cached", rows, found, None)  # as the pipeline reports it
+        outcome = run.concluded(x, "cached", run.Made(rows, found, None))  # as the pipeline reports it
         verdict, text = judged([(runs[0].config, outcome), *outcomes(runs[1:])])
         assert verdict == OPEN
         assert text.startswith(f"1 of 3 runs failed: control failed: {said} ")

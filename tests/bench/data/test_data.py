@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bench import run, spec
-from bench.data.images import Images, augment, load_tensors, open_images
+from bench.data.images import Images, augment, open_images
 from bench.data.source import Data, split_indices
 from bench.errors import ConfigError, UserError
-from tests.helpers import config, tiny
+from tests.helpers import config, load_tensors, tiny
 
 
 def png(seed: int, size: tuple[int, int] = (20, 20), mode: str = "RGB") -> bytes:

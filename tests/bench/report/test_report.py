@@ -10,7 +10,7 @@ import pytest
 from bench import metrics
 from bench.report import aggregate, labels, style, tables
 from bench.report.content import assemble, command
-from bench.report.figures import static
+from bench.report.figures import shown, static
 from tests.fake_runs import ATTACKS, VICTIM, N, call, cell, no_figures, plausible, point, run, save, summary
 from tests.helpers import python
 
@@ -228,6 +228,32 @@ def test_same_rows_give_the_same_bytes_in_another_process(tmp_path):
     assert {f.suffix for f in files} == {".csv", ".md", ".tex", ".svg", ".html"}
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_figures_are_described_once_and_hold_what_they_show():
+    content = assemble(plausible())
+    charts = {chart.name: chart for chart in (*shown.attacks(content), *shown.costs(content), shown.heat_map(content))}
+    assert {*charts} == {*ATTACKS[1:], "cost", "summary"}
+    for chart in charts.values():
+        for panel in (panel for row in chart.panels for panel in row if panel.y.ends):
+            low, high = sorted(panel.y.ends)
+            for s in panel.series:
+                ends = s.y if s.joined == "bars" else [*s.y, *(v for band in s.band or () for v in band)]
+                assert all(low <= v <= high for v in ends if v == v), chart.name
+                assert len(s.told) == len(s.about) == len(s.x)
+    (above,), (below,) = charts["prune"].panels
+    one = content.points.query("attack_label == 'prune' and method == 'uchida'")
+    (uchida,) = (s for s in above.series if s.label == "uchida")
+    assert uchida.y[1:] == [*one["ber"]]
+    assert uchida.band[0][1:] == [*one["ber_low"]]
+    assert [level.text for level in below.levels][:2] == ["host", "victim - 5 pts"]
+    assert charts["overwrite"].note == "open: attacker's own mark"
+    # Of forged claims, those that pass are filled; evidence of 9 decades stands at 9, of 100 at twice as far as of 10.
+    (forged,) = charts["forge"].panels[0]
+    assert [s.open for s in forged.series if s.label == "uchida"] == [[False, False, True, True]]
+    assert [shown.squash(x, 10) for x in (-9, 9, 10, 100, 1000)] == [-9, 9, 10, 20, 30]
+    (bars,) = charts["cost"].panels[0]
+    assert {text for s in bars.series for text in s.texts} == set(content.costs["text"])
 
 
 def test_a_style_belongs_to_a_name():

@@ -8,7 +8,7 @@ import torch
 from bench import run
 from bench.errors import ConfigError, UserError
 from bench.studies import invariance
-from methods.frequency import Frequency
+from methods.frequency import KERNELS, Frequency
 from tests.helpers import tiny
 
 
@@ -35,7 +35,7 @@ def test_a_fine_tuning_that_reaches_the_components_is_seen(results, monkeypatch)
     def dishonest(self, victim, rng, fit):
         for snapshot in honest(self, victim, rng, fit):
             with torch.no_grad():
-                kernels = snapshot.model.get_parameter(invariance.KERNELS)
+                kernels = snapshot.model.get_parameter(KERNELS)
                 kernels += 1e-3 * kernels.std() * torch.randn(kernels.shape, generator=torch.Generator().manual_seed(0))
             yield snapshot
 
