@@ -79,8 +79,7 @@ class Gallery:
                     f"presence {numbers['presence']:.2f}",
                 ]
                 said += [f"BER each {numbers['ber_each']:.3f}"] if "ber_each" in numbers else []
-                label = axes[2 * i][0].set_ylabel("\n".join(said), rotation=0, ha="right", va="center", fontsize=7)
-                label.set_y(0.0)
+                axes[2 * i][0].set_ylabel("\n".join(said), y=0.0, rotation=0, ha="right", va="center", fontsize=7)
             fig.suptitle(title, fontsize=10, fontweight="bold")
             return save(fig, stem, ["png"])[0]
 

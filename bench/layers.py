@@ -42,8 +42,8 @@ def show(overrides: list[str]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for name, w in weights.weights(model).items():
         sign = "*" if name in stars else ("h" if name in outside else "")
-        shape = "x".join(map(str, w.shape))
-        table.add_row(sign, name.removesuffix(".weight"), shape, f"{w.numel():,}", f"{w[0].numel():,}")
+        size = "x".join(map(str, w.shape)), f"{w.numel():,}", f"{w[0].numel():,}"
+        table.add_row(sign, name.removesuffix(".weight"), *size)
     out.print(f"{x.model.title}, {x.data.name}: method.layer=NAME or a glob; h: head, never by default", style="bold")
     out.print(table)
     for method, where in taken.items():
@@ -54,14 +54,11 @@ def show(overrides: list[str]) -> None:
 
 def _takes(cfg: DictConfig, x: Experiment, model: nn.Module) -> tuple[str, ...]:
     """The weights a method with its defaults marks, why it marks none, or nothing."""
-    import numpy as np
-
     from bench import spec
 
     method = spec.build(cfg.method, "method")
     try:
-        draws = np.random.default_rng(spec.derive(0, "layers"))
-        key = method.keygen(method.extend(copy.deepcopy(model), x.task, 0), draws)
+        key = method.keygen(method.extend(copy.deepcopy(model), x.task, 0), x.rng("layers"))
     except UserError as error:
         return (str(error),)
     if method.access == "outputs":

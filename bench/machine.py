@@ -1,5 +1,4 @@
-"""This machine: the device, how its sums are kept the same, the harness's commit, and what a point costs in seconds and
-memory."""
+"""This machine: the device, how its sums are kept the same, the harness's commit, a point's seconds and memory."""
 
 from __future__ import annotations
 

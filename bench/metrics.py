@@ -64,10 +64,8 @@ def matches_needed(n: int, alpha: float) -> int | None:
 def t_interval(values: Iterable[float]) -> tuple[float, float | None]:
     """Mean and half-width of the 95% t interval over seeds; half-width None for a single value."""
     x = np.asarray([v for v in values if v is not None and not math.isnan(v)], dtype=float)
-    if x.size == 0:
-        return math.nan, None
-    if x.size == 1:
-        return float(x[0]), None
+    if x.size < 2:
+        return float(x[0]) if x.size else math.nan, None
     return float(x.mean()), float(stdtrit(x.size - 1, 0.975) * x.std(ddof=1) / math.sqrt(x.size))
 
 

@@ -1,5 +1,4 @@
-"""How a caller hears of what takes time: `say` takes lines, a `Progress` counts steps; both can be nobody. And where
-its tables go."""
+"""How a caller hears of what takes time (`Say` takes lines, a `Progress` counts steps), and where its tables go."""
 
 from __future__ import annotations
 

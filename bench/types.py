@@ -90,17 +90,15 @@ class Fit(Protocol):
         """Train to the end, in place; arguments as `epochs`. Returns the model in eval mode."""
 
     def epochs(self, model: nn.Module, task: Task, **how: Any) -> Iterator[int]:
-        """Train in place on `task.train`, yielding the epoch's number (from 1) after each, in eval mode.
+        """Train in place on `task.train`, a fresh optimiser each time; yields after every epoch, from 1, in eval mode.
 
         penalty=: a function of the model whose scalar is added to the loss, in float32; step=: one called after each
         optimiser step, without gradients; loss=: one of (model, batch) in place of the task's. only=: names of the
-        modules that train; all else, normalisation statistics too, stays. Other keywords replace the schedule's. The
-        optimiser starts fresh.
+        modules that train; all else, normalisation statistics too, stays. Other keywords replace the schedule's.
         """
 
 
-# The attacker never sees the owner's data, nobody trains or chooses on test, and an attack that states no data gets
-# none.
+# The attacker never sees the owner's data, nobody trains or chooses on test, an attack that states no data gets none.
 ALLOWED = {
     "owner": ("owner", "validation"),
     "attacker": ("attacker", "validation"),
@@ -221,9 +219,9 @@ class Method:
 
     `version` enters the hash of everything embedded: raise it when the same configuration would give other weights.
     `marks` is False for the one that carries no message. `boundary` is the p-value that the method's own paper asks
-    for, if it names one. `access` is what extraction reads of a suspect: `weights`, or `outputs` alone, and then every
-    network counts. `tunable`: whether `again` depends on its factor. A field that names a file (spec.file()) or a node
-    with a `_target_` is hashed by content.
+    for, if it names one. `access` is what extraction reads of a suspect: `weights`, or `outputs` alone: every network
+    counts then, and `read` and `readings` say what a picture shows (bench.gallery). `tunable`: whether `again` depends
+    on its factor. A field that names a file (spec.file()) or a node with a `_target_` is hashed by content.
     """
 
     version: ClassVar[int] = 1
@@ -263,7 +261,9 @@ class Method:
 
     def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:
         """Soft bits [n] in [0, 1], 0.5 = undecided. No gradients, no randomness. Where there are `logits`: of those."""
-        return self.logits(model, key).detach().sigmoid()
+        if (found := self.logits(model, key)) is None:
+            raise NotImplementedError
+        return found.detach().sigmoid()
 
     def logits(self, model: nn.Module, key: Key) -> Tensor | None:
         """Differentiable extraction [n] before the threshold at 0, or None where there is no such thing."""

@@ -40,14 +40,16 @@ def main() -> None:
                 "help": command("-m", "bench", "--help"),
                 "error": command("-m", "bench", "method=uchda", code=2),
                 "cached": command(*run),  # the round that is not kept makes it
+                "package": command("-c", "import bench"),
                 "import": command("-c", "import torch, timm"),
             },
             rounds,
         )
     more = [c - i for c, i in zip(found["cached"], found["import"], strict=True)]
     lines = [
-        compare.summed("--help", "seconds", found["help"], "<= 1.5"),
-        compare.summed("method=uchda, a typo", "seconds", found["error"], "<= 2.5"),
+        compare.summed("--help", "seconds", found["help"], "<= 0.3"),
+        compare.summed("method=uchda, a typo", "seconds", found["error"], "<= 0.5"),
+        compare.summed("import bench", "seconds", found["package"], "<= 0.1"),
         compare.summed("import torch, timm", "seconds", found["import"]),
         compare.summed("a cached run's table", "seconds", found["cached"]),
         compare.summed("a cached run's table", "seconds above the imports", more, "<= 1"),

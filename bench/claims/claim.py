@@ -66,7 +66,13 @@ def read(name: str, overrides: list[str]) -> Claim:
     claim = OmegaConf.to_container(cfg.claim, resolve=True)
     parameters = dict(claim["criterion"])
     criterion = parameters.pop("name")
-    check(name, criterion, parameters)
+    from bench.claims.criteria import CRITERIA  # after what is quicker to refuse
+
+    choice(f"{name}: criterion", criterion, CRITERIA)
+    try:
+        inspect.signature(CRITERIA[criterion]).bind([], **parameters)
+    except TypeError as error:
+        raise ConfigError(f"{name}: criterion {criterion}: {error}") from error
     words = {o.input_line: usage.each_word(o) for o in axes.values()}
     compared = parameters.get("axis")
     for key, o in axes.items():
@@ -78,14 +84,3 @@ def read(name: str, overrides: list[str]) -> Claim:
     # Once, also where a value was given twice: seeds are counted.
     jobs = [[experiment, *job] for job in dict.fromkeys(itertools.product(*words.values()))]
     return Claim(name, jobs, claim["paper"], claim["text"], criterion, parameters, overrides, cfg)
-
-
-def check(name: str, criterion: str, parameters: dict[str, Any]) -> None:
-    """Raises ConfigError unless there is such a criterion and it takes these parameters."""
-    from bench.claims.criteria import CRITERIA
-
-    choice(f"{name}: criterion", criterion, CRITERIA)
-    try:
-        inspect.signature(CRITERIA[criterion]).bind([], **parameters)
-    except TypeError as error:
-        raise ConfigError(f"{name}: criterion {criterion}: {error}") from error

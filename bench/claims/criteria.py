@@ -15,28 +15,8 @@ from typing import Any
 import numpy as np
 
 from bench import metrics
-from bench.claims.findings import (
-    FAILED,
-    HELD,
-    OPEN,
-    Finding,
-    Run,
-    by_unit,
-    check_cells,
-    enough,
-    envelope,
-    grouped,
-    interval,
-    joint,
-    mean_bers,
-    mean_damage,
-    number,
-    percent,
-    together,
-    where,
-    worst,
-    wrong_bits,
-)
+from bench.claims import findings
+from bench.claims.findings import FAILED, HELD, OPEN, Finding, Run, by_unit, interval, where, wrong_bits
 from bench.types import Row
 
 GRID = 101  # points that two curves are compared at
@@ -51,18 +31,18 @@ def no_bit_lost(runs: list[Run], most: float) -> Finding:
     """
     found = []
     before = sum(wrong_bits(run.victim) for run in runs)
-    for (knob, strength), pairs in grouped(runs).items():
+    for (knob, strength), pairs in findings.grouped(runs).items():
         lost = sum(max(0.0, wrong_bits(row) - wrong_bits(run.victim)) for run, row in pairs)
         bits = sum(row.n_bits for _, row in pairs)
         low, high = metrics.wilson(lost, bits)
         verdict = FAILED if low > 0 else HELD if high <= most and not before else OPEN
-        cost = mean_damage(row for _, row in pairs)
+        cost = findings.mean_damage(row for _, row in pairs)
         text = f"{lost:g} more of {bits} bits wrong" if before else f"{lost:g} of {bits} bits lost"
-        text += f" ({percent(lost / bits, low, high)}) at {knob} {number(strength)}"
+        text += f" ({findings.percent(lost / bits, low, high)}) at {knob} {findings.number(strength)}"
         found.append((lost / bits, Finding(verdict, f"{text}, damage {cost}")))
     if not found:
         return Finding(OPEN, "the attack made no point at which bits were read")
-    whole = worst(found)
+    whole = findings.worst(found)
     if before:
         return replace(whole, text=f"{whole.text}; {before:g} were wrong before: which ones went is not known")
     return replace(whole, text=f"{whole.text}: too few bits for a verdict") if whole.verdict == OPEN else whole
@@ -90,14 +70,14 @@ def survives(runs: list[Run], claimed: bool = False) -> Finding:
         return not gone and (bool(row.claim_detected) or not claimed)
 
     found = []
-    for (knob, strength), pairs in grouped(runs, counts).items():
+    for (knob, strength), pairs in findings.grouped(runs, counts).items():
         kept, left = sum(bool(row.detected) for _, row in pairs), units - {run.unit for run, _ in pairs}
         if left and kept == len(pairs):
             continue
         wrong, bits = sum(wrong_bits(row) for _, row in pairs), sum(row.n_bits for _, row in pairs)
         low, high = metrics.wilson(wrong, bits)
         verdict = HELD if high <= limit and kept == len(pairs) else FAILED if low > limit else OPEN
-        text = f"BER {wrong / bits:.3f} ({low:.3f} to {high:.3f}) at {knob} {number(strength)}"
+        text = f"BER {wrong / bits:.3f} ({low:.3f} to {high:.3f}) at {knob} {findings.number(strength)}"
         text += f", detected in {kept} of {len(pairs)}"
         if left:
             why = " or the attacker's mark not read" if claimed else ""
@@ -106,7 +86,7 @@ def survives(runs: list[Run], claimed: bool = False) -> Finding:
     if not found:
         what = "at no strength was the attacker's mark read" if claimed else "no strength left the model intact"
         return Finding(OPEN, f"{what} in all {len(units)} runs")
-    whole = worst(found)
+    whole = findings.worst(found)
     return replace(whole, text=f"{whole.text}; detection needs {limit:.3f} or less")
 
 
@@ -116,7 +96,9 @@ def resists_where_other_falls(runs: list[Run], axis: str, resists: Any, falls: A
     opposite = {HELD: FAILED, FAILED: HELD, OPEN: OPEN}[other.verdict]
     said = {HELD: "survives as well", FAILED: "does not survive", OPEN: "undecided"}[other.verdict]
     first = {HELD: "survives", FAILED: "does not survive", OPEN: "undecided"}[one.verdict]
-    return Finding(joint([one.verdict, opposite]), f"{resists} {first}: {one.text}; {falls} {said}: {other.text}")
+    return Finding(
+        findings.joint([one.verdict, opposite]), f"{resists} {first}: {one.text}; {falls} {said}: {other.text}"
+    )
 
 
 def not_hurt(runs: list[Run], most: float) -> Finding:
@@ -146,10 +128,10 @@ def verified_everywhere(runs: list[Run], log10_p: float, least: float) -> Findin
     found = {v.model: [ok for w, ok in zip(victims, passes, strict=True) if w.model == v.model] for v in victims}
     each = ", ".join(f"{model} {sum(oks)} of {len(oks)}" for model, oks in found.items())
     text = (
-        f"{count} of {n} marks at log10 p <= {log10_p:g} ({percent(count / n, low, high)}): {each}; "
+        f"{count} of {n} marks at log10 p <= {log10_p:g} ({findings.percent(count / n, low, high)}): {each}; "
         f"{wrong:g} of {bits} bits wrong"
     )
-    return Finding(verdict, f"{text}; a verdict takes {enough(least)} marks" if verdict == OPEN else text)
+    return Finding(verdict, f"{text}; a verdict takes {findings.enough(least)} marks" if verdict == OPEN else text)
 
 
 def forged_only(runs: list[Run], axis: str, fails: Any, succeeds: Any, rate: float) -> Finding:
@@ -178,9 +160,9 @@ def forged_only(runs: list[Run], axis: str, fails: Any, succeeds: Any, rate: flo
         else:
             verdict = HELD if low > rate else FAILED if high < rate else OPEN
         text = f"{value}: {sum(forged)} of {len(forged)} marks forged"
-        found.append(Finding(verdict, f"{text} ({percent(sum(forged) / len(forged), low, high)})"))
-    whole = together(found)
-    takes = max(enough(rate), enough(1 - rate))
+        found.append(Finding(verdict, f"{text} ({findings.percent(sum(forged) / len(forged), low, high)})"))
+    whole = findings.together(found)
+    takes = max(findings.enough(rate), findings.enough(1 - rate))
     short = whole.verdict == OPEN and min(len(one), len(other)) < takes
     return replace(whole, text=f"{whole.text}; a verdict takes {takes} marks of each") if short else whole
 
@@ -194,7 +176,7 @@ def fewer_wrong_bits(runs: list[Run], axis: str, better: Any, worse: Any, margin
     """
 
     def compare(one: Run, other: Run) -> list[float] | str:
-        return mean_bers([one, other]) or "the two variants have no strength in common"
+        return findings.mean_bers([one, other]) or "the two variants have no strength in common"
 
     return _paired(runs, axis, better, worse, margin, compare)
 
@@ -218,7 +200,7 @@ def fewer_at_equal_damage(
     """
 
     def compare(one: Run, other: Run) -> list[float] | str:
-        curves = [envelope(run, knobs) for run in (one, other)]
+        curves = [findings.envelope(run, knobs) for run in (one, other)]
         reach = min(one.config.verify.max_damage, *(x[-1] for x, _ in curves))
         if reach < resolution:
             return f"one of the two costs {reach:.2f} points of damage at most, and below {resolution:g} all is noise"
@@ -238,7 +220,7 @@ def falls_with(runs: list[Run], axis: str, margin: float) -> Finding:
     for run in runs:
         units.setdefault(run.unit, {})[float(run.choice(axis))] = run
     levels = sorted({x for line in units.values() for x in line})
-    full = [mean_bers([line[x] for x in levels]) for line in units.values() if set(line) == set(levels)]
+    full = [findings.mean_bers([line[x] for x in levels]) for line in units.values() if set(line) == set(levels)]
     if len(levels) < 2 or not full:
         return Finding(OPEN, f"no seed has runs at several values of {axis}")
     if None in full:
@@ -280,7 +262,7 @@ def equivariant(runs: list[Run], error: float, most: float) -> Finding:
     mean, low, high = interval([rearranged(run.config)["difference"] for run in by_unit(runs)])
     verdict = HELD if high <= error else FAILED if low > error else OPEN
     first = Finding(verdict, f"relative difference of the components {mean:.1e} ({low:.1e} to {high:.1e})")
-    return together([first, no_bit_lost(runs, most)])
+    return findings.together([first, no_bit_lost(runs, most)])
 
 
 def _paired(
@@ -317,7 +299,7 @@ def decide(criterion: str, runs: list[Run], parameters: dict[str, Any]) -> Findi
     Raises ConfigError where it would average several configurations.
     """
     axis = parameters.get("axis")
-    check_cells(runs, axis)
+    findings.check_cells(runs, axis)
     whole = {axis, "model" if criterion == verified_everywhere.__name__ else None}
     apart = [key for key in ("model", "data", "attack") if key not in whole]
     parts: dict[tuple, list[Run]] = {}
@@ -329,7 +311,7 @@ def decide(criterion: str, runs: list[Run], parameters: dict[str, Any]) -> Findi
         name = ", ".join(str(value) for value, several in zip(values, varied, strict=True) if several)
         finding = CRITERIA[criterion](part, **parameters)
         found.append(replace(finding, text=f"{name}: {finding.text}") if name else finding)
-    return together(found)
+    return findings.together(found)
 
 
 CRITERIA = {

@@ -88,14 +88,9 @@ def live(prefix: str = "") -> Iterator[tuple[Say, Progress]]:
 
 
 def table(
-    rows: list[Row],
-    goal: str,
-    alpha: float,
-    max_damage: float,
-    boundary: float | None = None,
-    controls: dict[str, Any] | None = None,
+    rows: list[Row], goal: str, alpha: float, max_damage: float, own: float | None = None, controls: dict | None = None
 ) -> None:
-    """Rows of one run on stdout; `boundary` is the p-value of the method's own paper, if it has one, `controls` what
+    """Rows of one run on stdout; `own` is the p-value of the method's paper, if it has one, `controls` what
     the random keys did (bench.controls)."""
     from bench.report import tables
 
@@ -104,7 +99,7 @@ def table(
     # First the columns move together, then knobs are broken into lines, and only then columns go below others.
     ways = [replace(made, gap=gap, room=room) for gap, room in ((2, 24), (1, 24), (1, 12))]
     tables.show(next((way for way in ways if len(tables.layout(way, out.width)[2]) == 1), ways[-1]), out)
-    for line in notes(rows, goal, alpha, boundary, controls):
+    for line in notes(rows, goal, alpha, own, controls):
         out.print(line, style="dim", soft_wrap=False)
 
 

@@ -72,9 +72,7 @@ def _resize(pictures: Tensor, factor: float, seed: int | None) -> Tensor:
 
 
 def _shift(pictures: Tensor, pixels: float, seed: int | None) -> Tensor:
-    count = int(pixels)
-    padded = functional.pad(pictures, (count, 0, 0, 0), mode="replicate")
-    return padded[..., : pictures.shape[-1]]
+    return functional.pad(pictures, (int(pixels), 0, 0, 0), mode="replicate")[..., : pictures.shape[-1]]
 
 
 def _brightness(pictures: Tensor, change: float, seed: int | None) -> Tensor:

@@ -136,9 +136,6 @@ class Parquet(Data):
         structs = [f.name for f in schema if str(f.type).startswith(("struct<bytes", "binary"))]
         return self._pick(schema, "image_column", structs)
 
-    def _label_column(self, schema: Any) -> str:
-        return self._pick(schema, "label_column", ["label", "labels", "fine_label", "target", "class"])
-
     def decode(self) -> Decoded:
         def part(files: list[Path]) -> tuple[Tensor, list]:
             table = parquet_table(files, [image, label])
@@ -146,7 +143,8 @@ class Parquet(Data):
 
         train_files, test_files = self._files()
         schema = parquet_schema(train_files[0])
-        image, label = self._image_column(schema), self._label_column(schema)
+        image = self._image_column(schema)
+        label = self._pick(schema, "label_column", ["label", "labels", "fine_label", "target", "class"])
         images, values = part(train_files)
         classes = _class_names(schema, label) or list(map(str, sorted(set(values))))
         index = _label_index(values, classes, label)

@@ -50,14 +50,8 @@ def open_images(data: Data, cache: str | Path | Cache, say: Say = silent) -> Ima
         count = decoded.train[:, 0].numel()
         mean = sum(s[0] for s in sums) / count
         std = (sum(s[1] for s in sums) / count - mean**2).clamp_min(1).sqrt()
-        return {
-            "classes": decoded.classes,
-            "image_size": decoded.train.shape[-1],
-            "train": len(decoded.train),
-            "test": len(decoded.test),
-            "mean": mean.tolist(),
-            "std": std.tolist(),
-        }
+        size = {"image_size": decoded.train.shape[-1], "train": len(decoded.train), "test": len(decoded.test)}
+        return {"classes": decoded.classes, **size, "mean": mean.tolist(), "std": std.tolist()}
 
     entry = cached(cache, "data", data.source(), build, say)
     if entry.built:

@@ -63,9 +63,9 @@ def _taps_see_pixels(conv: nn.Conv2d, axis: int, size: int, positions: int) -> b
     """Whether each tap along an axis falls on the map of `size`, and not on padding, at one of the output positions."""
     if conv.padding_mode != "zeros":
         return True
-    given = 0 if isinstance(conv.padding, str) else conv.padding[axis]  # "same": even on both sides, or nearly
     reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-    given = reach // 2 if conv.padding == "same" else given
+    # "same": even on both sides, or nearly
+    given = {"same": reach // 2, "valid": 0}[conv.padding] if isinstance(conv.padding, str) else conv.padding[axis]
     starts = range(-given, -given + conv.stride[axis] * positions, conv.stride[axis])
     return all(any(0 <= at + tap < size for at in starts) for tap in range(0, reach + 1, conv.dilation[axis]))
 

@@ -112,8 +112,7 @@ def pointed(model: nn.Module, method: Method, key: Key) -> dict[str, Tensor]:
     y = method.logits(model, key)
     names = [name for name in key.where if model.get_parameter(name).requires_grad]
     weights = [model.get_parameter(name) for name in names]
-    mix = torch.linspace(1.0, 2.0, len(y), device=y.device) * torch.where(
-        torch.arange(len(y), device=y.device) % 2 > 0, 1, -1
-    )
+    mix = torch.linspace(1.0, 2.0, len(y), device=y.device)
+    mix[::2] *= -1
     slopes = torch.autograd.grad(y, weights, mix, allow_unused=True)
     return {name: g != 0 for name, g in zip(names, slopes, strict=True) if g is not None and bool((g != 0).any())}

@@ -12,18 +12,16 @@ import sys
 from pathlib import Path
 
 from bench.errors import UserError, choice
+from bench.progress import console
 from bench.report.content import assemble
 from bench.report.tables import latex, markdown, show
 from bench.store import claims as verdicts
-from bench.store import compact
 from bench.store.files import write_text
 from bench.store.runs import FILTERS, read_runs, selected
 
 
 def report(args: argparse.Namespace) -> bool:
     """Write and print everything; False when a control failed. Raises UserError for what the user can mend."""
-    from rich.console import Console
-
     from bench.report.figures import static  # and matplotlib and plotly: a second that an error need not wait for
     from bench.report.page.page import page
 
@@ -33,7 +31,9 @@ def report(args: argparse.Namespace) -> bool:
     if args.compact:
         if args.filters:
             raise UserError(f"--compact gathers all runs: leave {args.filters[0]} out", 2)
-        print(compact.compact(runs))
+        from bench.store.compact import compact
+
+        print(compact(runs))
         return True
     content = assemble(selected(read_runs(runs), args.filters))
     claims, out = verdicts.read(Path(args.results) / "claims.json"), Path(args.out or args.results)
@@ -47,15 +47,15 @@ def report(args: argparse.Namespace) -> bool:
         figures = static.draw(content, out / "figures", formats)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
-    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False, markup=False)
+    shown = console()
     for tables, legend in content.parts.values():
         for table in tables:
-            show(table, console)
-        console.print(f"{legend}\n")
+            show(table, shown)
+        shown.print(f"{legend}\n")
     if alarm := "INVALID" in content.unsound.values():
         print("warning: INVALID: an unmarked host verifies under its owner's key, or random keys do", file=sys.stderr)
     for path in [*(out / "tables" / name for name in texts), out / "report.html", *figures]:
-        console.print(min(str(path), os.path.relpath(path), key=len), soft_wrap=True)
+        shown.print(min(str(path), os.path.relpath(path), key=len), soft_wrap=True)
     return not alarm
 
 

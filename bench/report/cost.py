@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.metrics import t_interval
 from bench.report.tables import Cell, Table
-from bench.report.words import BEFORE, CELL, configuration, places, seeds, unit
+from bench.report.words import BEFORE, CELL, configuration, interval, places, seeds, unit
 
 COLUMNS = [*CELL, "cost", "half", "k", "n", "limit", "utility_name", "text", "kind"]
 
@@ -27,13 +27,12 @@ def _cell(g: pd.DataFrame, outcome: Any) -> dict[str, Any]:
     cost, half = t_interval(least)
     n = marked["seed"].nunique()
     cell = {"cost": cost, "half": half, "k": len(least), "n": n, "limit": limit, "utility_name": name}
-    word, digits = unit(name)
     if outcome.kind in ("na", "invalid"):
         return cell | {"cost": float("nan"), "half": None, "text": outcome.text, "kind": outcome.kind}
     if len(least):
-        about = "" if half is None else f" ± {half:.{digits}f}"
         part = f" ({len(least)}/{n} seeds)" if len(least) < n else ""
-        return cell | {"text": f"{cost:.{digits}f}{about} {word}{part}", "kind": "bad" if cost <= limit else "warn"}
+        text = f"{interval(cost, half, name)} {unit(name)[0]}{part}"
+        return cell | {"text": text, "kind": "bad" if cost <= limit else "warn"}
     if len(gone):
         return cell | {"text": "lost (new task)", "kind": "warn"}
     if "failed" in set(g["status"]) or not n:  # what was not tried cannot have cost too much

@@ -14,6 +14,8 @@ from bench.store.runs import frame
 
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
 NUMBERS += ["utility", "utility_victim", "utility_host"]
+# Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
+NODES, VALUES = ("", "cache.", "logger.", "task.max_damage."), ("attack.seed", "task.max_damage")
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -22,7 +24,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in config.items():
         if isinstance(value, dict) and not (prefix and "label" in value):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif prefix not in ("", "cache.", "logger.") and key != "_target_" and prefix + key != "attack.seed":
+        elif prefix not in NODES and key != "_target_" and prefix + key not in VALUES:
             flat[prefix + key] = json.dumps(value["label"] if isinstance(value, dict) else value).replace('"', "")
     return flat
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.metrics import missing, suspect, t_interval
+from bench.metrics import suspect, t_interval
 from bench.report.tables import Table
-from bench.report.words import BEFORE, places, seeds
+from bench.report.words import BEFORE, places, rounded, seeds
 
 # Column of the table: name in the run file, decimals.
 NUMBERS = {
@@ -35,7 +35,7 @@ def table(numbers: list[dict[str, Any]], seed: int) -> Table:
     columns = {name: at for name, at in NUMBERS.items() if any(at[0] in line for line in numbers)}
     made = Table("Pictures", f"seed {seed}", [("", "suspect"), *(("", name) for name in columns)], 1)
     for line in numbers:
-        cells = [_cell(line.get(key), None, digits) for key, digits in columns.values()]
+        cells = [rounded(line.get(key), None, digits) for key, digits in columns.values()]
         made.add(suspect(line["knob"], line["strength"]), *cells)
     return made
 
@@ -67,11 +67,6 @@ def summary(found: pd.DataFrame) -> Table:
         cells = []
         for key, digits in columns.values():
             mean, half = t_interval(group[key])
-            cells.append(_cell(mean, half if key == "psnr_to_unmarked" else None, digits))
+            cells.append(rounded(mean, half if key == "psnr_to_unmarked" else None, digits))
         made.add(*at[:-2], suspect(*at[-2:]), *cells)
     return made
-
-
-def _cell(mean: float | None, half: float | None, digits: int) -> str:
-    about = "" if missing(half) else f" ± {half:.{digits}f}"
-    return "–" if missing(mean) else f"{mean:.{digits}f}{about}"

@@ -22,8 +22,7 @@ CONTROLS = (
 
 
 def summary(df: pd.DataFrame, start: pd.DataFrame, cells: pd.DataFrame, attacks: Sequence[str]) -> Table:
-    """Methods in rows, `attacks` in columns: what became of each mark. `start`: aggregate.before, `cells`:
-    outcomes.outcomes."""
+    """Methods in rows, `attacks` in columns: each mark's end. `start`: aggregate.before; `cells`: outcomes.outcomes."""
     begun = {(p.method_label, p.model, p.data, p.knob): p for p in start.itertuples()}
     known = {(c.method_label, c.model, c.data, c.attack_label): c for c in cells.itertuples()}
     place = ["method_label", "model", "data"]

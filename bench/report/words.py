@@ -61,7 +61,11 @@ def seeds(n: Iterable[int]) -> str:
 
 def interval(mean: float, half: float, name: Any, sign: str = "") -> str:
     """Mean ± half-width in the decimals of the utility `name`."""
-    digits = unit(name)[1]
+    return rounded(mean, half, unit(name)[1], sign)
+
+
+def rounded(mean: float | None, half: float | None, digits: int, sign: str = "") -> str:
+    """Mean ± half-width, as far as there are any."""
     about = "" if missing(half) else f" ± {half:.{digits}f}"
     return "–" if missing(mean) else f"{mean:{sign}.{digits}f}{about}"
 

@@ -70,11 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def cached(
-    place: str | Path | Cache,
-    stage: str,
-    identity: Any,
-    build: Callable[[Path], dict[str, Any]],
-    say: Say = silent,
+    place: str | Path | Cache, stage: str, identity: Any, build: Callable[[Path], dict[str, Any]], say: Say = silent
 ) -> Entry:
     """The entry of (stage, identity), built by `build(folder) -> measured` unless it is here or there and intact.
 

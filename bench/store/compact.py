@@ -16,17 +16,18 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from bench.errors import UserError
 from bench.store.files import published
-from bench.store.parquet import BLOCKS, GATHERED, read, runs_of
-from bench.store.runfile import read_loose
+from bench.store.parquet import BLOCKS, read, runs_of
+from bench.store.runfile import GATHERED, read_loose
 from bench.store.runs import listed, no_runs, once
 from bench.types import Row
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 KINDS = {f.name: str(f.type).split()[0] for f in dataclasses.fields(Row)}
 Run = tuple[str, dict]  # the path of its file below the folder, and what is in it
@@ -36,8 +37,6 @@ GROUP = 1000  # runs converted, and checked to come back, at once: a row group, 
 
 def _table(runs: list[Run]) -> pa.Table:
     """Records of (file, run); run["rows"] must not be empty."""
-    import pyarrow as pa
-
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
     rows = [row for _, run in runs for row in run["rows"]]
     columns = {name: pa.array([row[name] for row in rows], types[kind]) for name, kind in KINDS.items()}
@@ -56,9 +55,6 @@ def _table(runs: list[Run]) -> pa.Table:
 
 def _exact(runs: list[Run]) -> Iterator[pa.Table]:
     """Tables of those runs that come back from them to the letter."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     try:
         table = _table(runs)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
@@ -88,8 +84,6 @@ def compact(folder: str | Path) -> str:
     be killed at any time, and takes up what is there already. Raises UserError when there are no runs, another
     process is at it, or the folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     folder = Path(folder)
     loose, gathered = listed(folder)
     if not loose and not gathered:
@@ -160,9 +154,6 @@ def _gathered(folder: Path, path: Path) -> Iterator[Run]:
 
 def _write(path: Path, tables: list[pa.Table]) -> None:
     """Publish tables as one parquet, each a row group."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = pa.unify_schemas([table.schema for table in tables])
     with published(path) as aside:
         # Statistics of the file names alone: they find one run; those of 40 columns would be the larger part of it.

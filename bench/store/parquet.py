@@ -12,18 +12,17 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from bench.errors import UserError
 from bench.store.runfile import COLUMNS, CONTROLS
 from bench.types import ROW_FIELDS
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-GATHERED = "runs.parquet"
 BLOCKS = ("env", "command", "controls", "outputs")  # of a run file, beside its configuration and rows
-DEPTH = 3  # folders between a run file and the parquet: <method>/<attack>/<run_id>.json
 
 
 def _columns(table: pa.Table) -> Iterator[dict[str, list]]:
@@ -66,8 +65,6 @@ def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    import pyarrow as pa
-
     try:
         yield
     except FileNotFoundError:
@@ -79,9 +76,6 @@ def reading(path: Path) -> Iterator[None]:
 
 def read(path: Path, below: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """(file, run) of one parquet, in the order of paths; `below` a folder ("uchida/") only. Raises UserError."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
     with reading(path):
         table = pq.ParquetFile(path).read()
         if below:
@@ -93,8 +87,6 @@ def read(path: Path, below: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 def columns(path: Path) -> dict[str, list]:
     """What bench.store.load reads, of a whole parquet, without its runs: several times faster. Raises UserError."""
-    import pyarrow.parquet as pq
-
     out: dict[str, list] = {name: [] for name in COLUMNS}
     with reading(path):
         needed = [*ROW_FIELDS, "whole", "controls", "config.attack", "config.verify"]
@@ -112,19 +104,11 @@ def columns(path: Path) -> dict[str, list]:
     return out
 
 
-def find(path: Path) -> dict[str, Any] | None:
-    """A run by the path its file had, or None. Reads the statistics and one or two row groups. Raises UserError."""
-    for folder in path.parents[:DEPTH]:
-        if (gathered := folder / GATHERED).is_file():
-            import pyarrow.compute as pc
-            import pyarrow.parquet as pq
-
-            name = path.relative_to(folder).as_posix()
-            with reading(gathered), pq.ParquetFile(gathered) as file:
-                at = file.schema_arrow.get_field_index("file")
-                ranges = [file.metadata.row_group(i).column(at).statistics for i in range(file.num_row_groups)]
-                groups = [i for i, s in enumerate(ranges) if s is None or s.min <= name <= s.max]
-                table = file.read_row_groups(groups)
-                for _, run in runs_of(table.filter(pc.equal(table["file"], name))):
-                    return run
-    return None
+def find(path: Path, name: str) -> dict[str, Any] | None:
+    """The run whose file had this name, or None. Reads the statistics and one or two row groups. Raises UserError."""
+    with reading(path), pq.ParquetFile(path) as file:
+        at = file.schema_arrow.get_field_index("file")
+        ranges = [file.metadata.row_group(i).column(at).statistics for i in range(file.num_row_groups)]
+        groups = [i for i, s in enumerate(ranges) if s is None or s.min <= name <= s.max]
+        table = file.read_row_groups(groups)
+        return next((run for _, run in runs_of(table.filter(pc.equal(table["file"], name)))), None)

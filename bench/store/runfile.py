@@ -12,6 +12,7 @@ from bench.errors import UserError
 from bench.store.files import write_json
 from bench.types import ROW_FIELDS, Row
 
+GATHERED = "runs.parquet"  # many of them in one: bench.store.parquet
 FIELDS = frozenset(ROW_FIELDS)
 VALUES = itemgetter(*ROW_FIELDS)
 BEFORE = dict.fromkeys(("config", "env", "command", "controls"))  # some files are from before there were all of them

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.errors import UserError, choice, near
-from bench.store import parquet
-from bench.store.parquet import GATHERED
-from bench.store.runfile import COLUMNS, read_loose, records
+from bench.store.runfile import COLUMNS, GATHERED, read_loose, records
 
 if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+DEPTH = 3  # folders between a run file and the parquet: <method>/<attack>/<run_id>.json
 FILTERS = ("method", "attack", "model", "data", "seed")
 
 
@@ -32,8 +31,12 @@ def read_run(path: Path) -> dict[str, Any]:
     try:
         return read_loose(path)
     except FileNotFoundError:
-        if run := parquet.find(path):
-            return run
+        for folder in path.parents[:DEPTH]:
+            if (gathered := folder / GATHERED).is_file():
+                from bench.store import parquet  # and pyarrow, which most runs can do without
+
+                if run := parquet.find(gathered, path.relative_to(folder).as_posix()):
+                    return run
         raise
 
 
@@ -81,6 +84,8 @@ def _runs(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _gathered(file: str | Path, at: str | Path, below: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    from bench.store import parquet
+
     for name, run in parquet.read(Path(file), below):
         yield os.path.join(at, name.removeprefix(below)), run
 
@@ -129,6 +134,8 @@ def load(path: str | Path) -> pd.DataFrame:
     loose, gathered = listed(path)
     if not loose and gathered == [os.path.join(path, GATHERED)]:
         import pandas as pd
+
+        from bench.store import parquet
 
         with contextlib.suppress(FileNotFoundError), _no_collector():
             return pd.DataFrame(parquet.columns(Path(gathered[0])))

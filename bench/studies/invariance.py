@@ -92,7 +92,7 @@ def rearranged(cfg: DictConfig) -> dict[str, float]:
 
 def prepared(cfg: DictConfig) -> Experiment:
     x = prepare(cfg)
-    if not getattr(x.method, "module", False):
+    if not (hasattr(x.method, "parts") and x.method.module):
         raise ConfigError(f"method={x.method_name} has no frequency module whose components could be compared")
     return x
 

@@ -12,9 +12,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from bench import spec, stages
 from bench.cli import usage
 from bench.cli.compose import composed
+from bench.cli.terminal import say
 from bench.errors import UserError
+from bench.experiment import Experiment, prepare
+from bench.models.weights import like, pointed
+from bench.report import style
+from bench.report.figures.static import save
+from bench.store.files import write_text
 
 SIGMAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 DRAWS = 3
@@ -23,13 +35,6 @@ DRAWS = 3
 def show(overrides: list[str]) -> None:
     """Train what is not cached, measure, print, write."""
     usage.check(overrides)
-    import pandas as pd
-
-    from bench import spec
-    from bench.cli.terminal import say
-    from bench.experiment import prepare
-    from bench.store.files import write_text
-
     variants = {"": (cfg := composed([*overrides, "attack=none"]))}
     if cfg.method.get("sharpness"):
         variants["no sharpening; "] = composed([*overrides, "attack=none", "method.sharpness=0"])
@@ -50,13 +55,8 @@ def show(overrides: list[str]) -> None:
     print(*paths, sep="\n")
 
 
-def measured(x: Any) -> dict[str, list[dict[str, float]]]:
+def measured(x: Experiment) -> dict[str, list[dict[str, float]]]:
     """Loss and utility of the victim for each size and draw of noise, on marked and on random weights."""
-    import torch
-
-    from bench import stages
-    from bench.models.weights import like, pointed
-
     if not x.method.marks:
         raise UserError(f"method={x.method_name} marks nothing", 2)
     model, key = stages.opened(x, stages.mark(x))
@@ -88,14 +88,8 @@ def measured(x: Any) -> dict[str, list[dict[str, float]]]:
     return out
 
 
-def drawn(table: Any, x: Any, stem: Path) -> list[Path]:
+def drawn(table: pd.DataFrame, x: Experiment, stem: Path) -> list[Path]:
     """Two panels, loss and utility against the size of the noise; a line for each set of weights."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from bench.report import style
-    from bench.report.figures.static import save
-
     with matplotlib.rc_context(style.STYLE):
         fig = Figure(figsize=(7, 2.8), layout="constrained")
         for ax, column in zip(fig.subplots(1, 2), ("loss", x.task.utility_name), strict=True):

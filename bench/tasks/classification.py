@@ -126,8 +126,7 @@ class ClassificationTask(Task):
         return heads.head_name(model, self.signature.num_classes)
 
     def transfer(self, data: Any) -> ClassificationTask:
-        """As Task says. Raises ConfigError for the same data set, which would hand over the owner's images, and for
-        other image sizes."""
+        """As Task says. ConfigError for the same data set (the owner's images are in it) and for other image sizes."""
         task = self.config.open(spec.build(data, "attack.transfer"), self.cache, self.device, self.say)
         if task.images.digest == self.images.digest:
             raise ConfigError("attack.transfer is the same data set as data: its images are the owner's as well")
@@ -137,8 +136,8 @@ class ClassificationTask(Task):
                 f"{self.signature.image_size}: set attack.transfer.image_size={self.signature.image_size}"
             )
         everything = torch.cat([task.index["owner"], task.index["attacker"]])
-        nothing = everything[:0]
-        return replace(task, index={**task.index, "attacker": everything, "owner": nothing}, role=self.role)
+        index = {**task.index, "attacker": everything, "owner": everything[:0]}
+        return replace(task, index=index, role=self.role)
 
     def adopt(self, model: nn.Module, old: ClassificationTask, seed: int) -> nn.Module:
         return heads.new_head(model, old.signature.num_classes, self.signature.num_classes, seed)

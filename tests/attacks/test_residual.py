@@ -19,8 +19,6 @@ def test_a_trace_that_is_the_same_everywhere_is_subtracted_exactly():
     trace[:, 4:8, 4:8] = 9
 
     class Marked(nn.Module):
-        input_mean = torch.zeros(1)
-
         def forward(self, images):
             return images.float() + trace
 

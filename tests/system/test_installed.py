@@ -24,6 +24,8 @@ def installed(tmp_path_factory) -> Path:
     (wheel,) = (base / "wheels").iterdir()
     done = command("install", *offline, "--target", "site", str(wheel), cwd=base, module="pip")
     assert done.returncode == 0, done.stderr
+    (listed,) = (base / "site").glob("*.dist-info/top_level.txt")
+    assert listed.read_text(encoding="utf-8").split() == ["attacks", "bench", "hydra_plugins", "methods"]
     return base / "site"
 
 

@@ -107,22 +107,20 @@ def _axis(axis: Axis, outer: bool) -> dict[str, Any]:
 
 def _entries(figure: Chart) -> list[dict[str, Any]]:
     """The legend: traces without a point."""
-    panels, none = [panel for row in figure.panels for panel in row], {"x": [None], "y": [None]}
-    joined = {series.joined for panel in panels for series in panel.series} - {""}
+    none: dict[str, Any] = {"x": [None], "y": [None]}
     out: list[dict[str, Any]] = []
     for label, look in figure.looks.items():
         entry = {**none, "name": escape(figure.entry(label)), "legendgroup": label}
-        if "bars" in joined:
+        if "bars" in figure.joined:
             out.append({"type": "bar", "marker": _face(look), **entry})
         else:
-            mode = "lines+markers" if joined else "markers"
+            mode = "lines+markers" if figure.joined else "markers"
             out.append({"type": "scatter", "mode": mode, "line": _line(look), "marker": _marker(look), **entry})
     spot = {"type": "scatter", "mode": "markers", "hoverinfo": "skip", **none}
     if figure.note:
         grey = _marker(Look(GREY, "o", "-", ""), is_open=[True])
         out.append(spot | {"marker": grey, "name": escape(figure.note)})
-    used = {box.kind for panel in panels for box in panel.boxes}
-    for kind in (kind for name, kind in KINDS.items() if name in used):
+    for kind in figure.kinds:
         square = {"symbol": "square", "size": 12, "color": kind.back, "line": {"color": "#BBB", "width": 1}}
         out.append(spot | {"marker": square, "name": kind.meaning})
     return out

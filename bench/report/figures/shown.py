@@ -103,6 +103,17 @@ class Chart:
         """A label as the legend has it."""
         return f"{label} ({self.bad[label]})" if label in self.bad else label
 
+    @property
+    def joined(self) -> set[str]:
+        """How any points are joined."""
+        return {s.joined for row in self.panels for panel in row for s in panel.series} - {""}
+
+    @property
+    def kinds(self) -> list[style.Kind]:
+        """The kinds of outcome that occur."""
+        used = {box.kind for row in self.panels for panel in row for box in panel.boxes}
+        return [kind for name, kind in style.KINDS.items() if name in used]
+
 
 def squash(x: float, scale: float) -> float:
     """Linear up to ±scale, logarithmic beyond: a decade is as long as the linear part."""

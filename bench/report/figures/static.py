@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from bench.report.figures import shown
 from bench.report.figures.shown import Axis, Chart, Level, Panel, Series
 from bench.report.style import GREY, KINDS, STYLE, Look
 from bench.report.words import lines
+from bench.store.files import published
 
 # Formats and their metadata: no date, so that the same rows give the same bytes.
 FORMATS = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -50,14 +49,10 @@ def _figures(content: Content) -> Iterator[Chart]:
 
 def save(fig: Figure, stem: Path, formats: Iterable[str]) -> list[Path]:
     """Write one figure, whole or not at all, without a date: the same rows give the same bytes."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     for path, name in zip(paths, formats, strict=True):
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format=name, dpi=150, metadata=FORMATS[name])
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        aside.write_bytes(buffer.getvalue())
-        aside.replace(path)
+        with published(path) as aside:
+            fig.savefig(aside, format=name, dpi=150, metadata=FORMATS[name])
     return paths
 
 
@@ -150,20 +145,16 @@ def _aside(ax: Axes, levels: Sequence[Level]) -> None:
 
 def _legend(fig: Figure, figure: Chart) -> None:
     """Below the panels, in as many columns as there is room for."""
-    panels = [panel for row in figure.panels for panel in row]
-    joined = {series.joined for panel in panels for series in panel.series} - {""}
     handles: list[Any] = []
     for label, look in figure.looks.items():
         said = {"label": figure.entry(label)}
-        if "bars" in joined:
+        if "bars" in figure.joined:
             handles.append(Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", linewidth=0, **said))
         else:
-            handles.append(Line2D([], [], linestyle=look.dash if joined else "", **_marker(look, False), **said))
+            handles.append(Line2D([], [], linestyle=look.dash if figure.joined else "", **_marker(look, False), **said))
     if figure.note:
         handles.append(Line2D([], [], linestyle="", label=figure.note, **_marker(Look(GREY, "o", "", ""), True)))
-    used = {box.kind for panel in panels for box in panel.boxes}
-    kinds = [kind for name, kind in KINDS.items() if name in used]
-    handles += [Patch(facecolor=kind.back, edgecolor="#BBBBBB", label=kind.meaning) for kind in kinds]
+    handles += [Patch(facecolor=kind.back, edgecolor="#BBBBBB", label=kind.meaning) for kind in figure.kinds]
     room = 4.8 * max(len(handle.get_label()) for handle in handles) + 45
     columns = min(len(handles), max(1, int(fig.get_figwidth() * 72 / room)))
     fig.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=3)

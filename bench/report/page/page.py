@@ -24,7 +24,7 @@ from bench.report.figures.interactive import Anchors
 from bench.report.page.markup import datatables, figure, grid, inert, num, slug, table, td
 from bench.report.style import JUDGED, KINDS
 from bench.report.words import CELL, ber, claim, configuration, interval, number, places, unit
-from bench.store.parquet import GATHERED
+from bench.store.runfile import GATHERED
 
 MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is asked to hold
 CLAIMS = ("name", "paper", "claim", "criterion", "verdict", "what was seen", "data", "model", "seeds")

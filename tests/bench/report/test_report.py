@@ -79,6 +79,12 @@ def test_what_differs_between_seeds_only_is_no_variant():
     assert set(df["method_label"] + df["attack_label"]) == {"uchidaprune"}
 
 
+@pytest.mark.parametrize("limit", [{"task.max_damage": 5.0}, {"task.max_damage.psnr": 1.0}])
+def test_files_from_before_tasks_had_a_limit_are_the_same_variant(limit):
+    df = labels.variants([run("uchida", "prune"), run("uchida", "finetune", config=limit)])
+    assert set(df["method_label"]) == {"uchida"}
+
+
 def test_equal_configurations_with_unequal_hashes_keep_apart():
     runs = [run("uchida", "prune", 0, [point(ber=b)], config_hash=h) for b, h in ((0.0, "aaaaaaaa"), (0.5, "bbbbbbbb"))]
     df = labels.variants(runs)

@@ -65,10 +65,6 @@ def test_measured_pairs_never_change_and_training_pairs_follow_their_seed(pictur
 
 def identity_model(value=lambda x: x.float()) -> torch.nn.Module:
     class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("input_mean", torch.zeros(1))
-
         def forward(self, images):
             return value(images)
 
