@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bench import machine, spec
+from bench import machine, precision, spec
 from bench.errors import ConfigError
 from bench.loggers import Log, Logger
 from bench.models.base import Network
@@ -112,7 +112,9 @@ class Experiment:
     def mark_identity(self) -> dict[str, Any]:
         """All that determines the marked weights and the key."""
         method = spec.identity(self.method, "method")
-        return {**self.host_identity, "method": {"name": self.method_name, "version": self.method.version, **method}}
+        named = {"name": self.method_name, "version": self.method.version, **method}
+        tuned = {} if self.method.from_scratch or not self.train.finetune else {"finetune": self.train.finetune}
+        return {**self.host_identity, **tuned, "method": named}
 
     @cached_property
     def hashes(self) -> tuple[str, str]:
@@ -174,8 +176,9 @@ def prepare(
     task = spec.build(cfg.task, "task")
     device = machine.pick_device(options.device)
     machine.deterministic(options.threads)
-    node["train"] = node["train"].resolved(device)
     opened, other = task.open(node["data"], node["cache"], device, say), None
+    place = node["cache"], device, say
+    node["train"] = precision.resolved(node["train"], node["model"], opened, *place)
     if node["verify"].max_damage is None:
         node["verify"] = replace(node["verify"], max_damage=opened.max_damage)
         OmegaConf.update(cfg, "verify.max_damage", opened.max_damage)

@@ -89,7 +89,9 @@ def points(judge: Judge, attack: Attack, model: nn.Module, own: float, prefix: s
         return
     name = spec.kind(attack)
     draws = np.random.default_rng(spec.derive(attack.seed, "attack", name))
-    fit = Fit(x.train, spec.derive(attack.seed, "attack", name, "fit"), may_diverge=True, progress=x.progress)
+    # The rates of an attack are made for all parameters alike.
+    train = replace(x.train, bias_rate=1.0)
+    fit = Fit(train, spec.derive(attack.seed, "attack", name, "fit"), may_diverge=True, progress=x.progress)
     steps = counted(x, attack.run(robbed, draws, fit))
     seconds = 0.0
     while True:

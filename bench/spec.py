@@ -55,6 +55,13 @@ def kind(obj: Any) -> str:
     return type(obj).__module__.rpartition(".")[2]
 
 
+def later(neutral: Any, hashed: bool = True) -> Any:
+    """A dataclass field (`bias_rate: float = spec.later(1.0)`) that came after runs were recorded: at its neutral value
+    it does what was done before it was there, and no hash covers it, so that what was made then is found again. One
+    that is not `hashed` never is: it changes how something is made, not what."""
+    return field(default=neutral, metadata={"later": hashed})
+
+
 def file() -> Any:
     """A dataclass field (`logo: str | None = spec.file()`) that holds a file's path, which hashes tell by its content;
     errors.checked looks whether it is there."""
@@ -77,7 +84,7 @@ def identity(obj: Any, where: str, **told: Any) -> dict[str, Any]:
         return made.identity() if hasattr(made, "identity") else identity(made, at)
 
     found = canonical(obj)
-    for f in fields(obj):
+    for f in (f for f in fields(obj) if f.name in found):
         value = getattr(obj, f.name)
         if f.name in told:
             found[f.name] = told[f.name]
@@ -96,7 +103,11 @@ def sha256(path: Path) -> str:
 def canonical(obj: Any) -> Any:
     """A dataclass, tensor-free, as plain JSON values with its class name: what a hash is taken over."""
     if is_dataclass(obj) and not isinstance(obj, type):
-        return {"class": f"{type(obj).__module__}.{type(obj).__name__}", **canonical(asdict(obj))}
+        values = asdict(obj)
+        for f in fields(obj):
+            if (hashed := f.metadata.get("later")) is not None and not (hashed and values[f.name] != f.default):
+                del values[f.name]
+        return {"class": f"{type(obj).__module__}.{type(obj).__name__}", **canonical(values)}
     if isinstance(obj, dict):
         return {str(k): canonical(v) for k, v in obj.items()}
     if isinstance(obj, (list, tuple)):

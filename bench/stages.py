@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from bench import machine, metrics
 from bench.errors import UserError
 from bench.experiment import Experiment
 from bench.models import branches
-from bench.store.cache import Entry, cached
+from bench.store.cache import Entry, cached, partial
+from bench.store.checkpoint import Checkpoint
 from bench.store.keys import load_key, save_key
 from bench.train import Fit
 from bench.types import Key, Task
@@ -25,7 +27,7 @@ def host(x: Experiment) -> Entry:
     def build(folder: Path) -> dict[str, Any]:
         x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
         model = fresh(x)
-        return make(x, folder, lambda: owner_fit(x, "host")(model, x.task.view("owner")))[1]
+        return make(x, folder, owner_fit(x, "host"), lambda fit: fit(model, owned(x)))[1]
 
     return cached(x.cache, "host", x.host_identity, build, x.say)
 
@@ -50,8 +52,7 @@ def _embedded(x: Experiment, folder: Path) -> dict[str, Any]:
         load_weights(model, host(x).path)
     where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where) or "its outputs"
     x.say(f"mark: embedding {x.method_name}, {key.n_bits} bits in {where}")
-    fit = owner_fit(x, "mark")
-    model, measured = make(x, folder, lambda: x.method.embed(model, key, x.task.view("owner"), fit))
+    model, measured = make(x, folder, owner_fit(x), lambda fit: x.method.embed(model, key, owned(x), fit))
     save_key(key, folder / "key.safetensors", x.method_name, x.method.version)
     soft = x.method.extract(model, key, x.task.view("owner")).cpu()
     error, weakest = metrics.ber(soft, key.message), metrics.weakest(soft, key.message)
@@ -59,12 +60,19 @@ def _embedded(x: Experiment, folder: Path) -> dict[str, Any]:
     return measured | {"ber": error, "weakest": weakest, "n_bits": key.n_bits}
 
 
-def make(x: Experiment, folder: Path, train: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
-    """Train a stage's network, save it, measure it: utility, and what training alone cost."""
+def make(
+    x: Experiment, folder: Path, fit: Fit, trained: Callable[[Fit], nn.Module]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train a stage's network, save it, measure it: utility, and what training alone cost, by processes
+    that were killed as well."""
+    # Not for marks in outputs: box-free's several trainings did not go on to the same bits.
+    minutes = fit.train.checkpoint if x.method.access == "weights" else None
+    kept = Checkpoint(partial(folder), minutes, x.say) if minutes is not None else None
     started = machine.start(x.device)
-    model = train()
+    model = trained(replace(fit, checkpoint=kept))
     seconds, peak = machine.stop(x.device, started)
     save_model(model, str(folder / "model.safetensors"))
+    seconds = round(seconds + (kept.spent if kept else 0.0), 3)
     cost = {"seconds": seconds, "peak_mb": peak, "device": machine.device_name(x.device)}
     return model, {"utility": evaluate(x, x.task, model), **cost}
 
@@ -84,9 +92,16 @@ def skeleton(x: Experiment, role: str = "owner") -> nn.Module:
 
 
 def owner_fit(x: Experiment, stage: str = "mark") -> Fit:
+    tuned = stage == "mark" and not x.method.from_scratch
     # Host and mark share initialisation and batches: their difference is the method's alone.
-    seed = x.seeded("owner", "fit")
-    return Fit(x.train, seed, say=x.say, what=f"{stage}: training", progress=x.progress, log=x.log.losses(stage))
+    fit = Fit(x.train.tuned() if tuned else x.train, x.seeded("owner", "fit"), say=x.say, progress=x.progress)
+    return replace(fit, what=f"{stage}: training", log=x.log.losses(stage))
+
+
+def owned(x: Experiment) -> Task:
+    """The owner's view of the task, with the loss of the owner's schedule."""
+    task = x.task.view("owner")
+    return task.smoothed(x.train.label_smoothing) if x.train.label_smoothing else task
 
 
 def load_weights(model: nn.Module, folder: Path) -> nn.Module:

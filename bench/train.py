@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bench import spec
-from bench.errors import UserError, among, checked, within
-from bench.progress import Progress, Say, unseen
+from bench.errors import ConfigError, UserError, among, checked, near, within
+from bench.models import anatomy
+from bench.progress import Progress, Say, silent, unseen
+from bench.store.checkpoint import Checkpoint
 from bench.types import Task
 
 QUIET = 5.0  # seconds between progress lines
@@ -23,11 +26,15 @@ QUIET = 5.0  # seconds between progress lines
 class Train:
     """A schedule.
 
-    optimizer: sgd or adamw; momentum and nesterov are SGD's. schedule: `constant`, `cosine` (to 0) or `step` (times
-    gamma at each of `milestones`, fractions of the epochs), after a linear warm-up over the fraction `warmup`.
-    precision: `auto` (bfloat16 autocast on CUDA, float32 on CPU), `float32` or `bfloat16`.
+    optimizer: sgd or adamw; momentum and nesterov are SGD's. schedule: `constant`, `cosine` (to 0), `linear` (to 0) or
+    `step` (times gamma at each of `milestones`, fractions of the epochs), after a linear warm-up over the fraction
+    `warmup`. precision: `float32`, `bfloat16` (autocast), or `auto`: what bench.precision finds for the network.
     compile: torch.compile the network where it is trained on the task's own loss; it costs up to a minute before the
     first step, and other rounding.
+    label_smoothing: of the owner's loss. bias_rate: times the learning rate at which normalisation layers' biases
+    train, their weight decay divided by it (arXiv 2404.00498, Sec. 3.4). finetune: fields that are otherwise where the
+    owner embeds into a trained host. checkpoint: minutes after which a stage that still trains is kept on disk, to go
+    on from there if it is killed; None: never.
     """
 
     optimizer: str = among("sgd", "adamw")
@@ -37,24 +44,45 @@ class Train:
     weight_decay: float
     batch_size: int = within(2)
     epochs: int = within(0)
-    schedule: str = among("constant", "cosine", "step")
+    schedule: str = among("constant", "cosine", "linear", "step")
     warmup: float
     milestones: list[float]
     gamma: float
     precision: str = among("auto", "float32", "bfloat16")
     compile: bool
+    label_smoothing: float = spec.later(0.0)
+    bias_rate: float = spec.later(1.0)
+    # Enters the address of marks that it makes, not of hosts.
+    finetune: dict[str, Any] | None = spec.later(None, hashed=False)
+    checkpoint: float | None = spec.later(None, hashed=False)
 
     def __post_init__(self) -> None:
         checked(self, "train")
         if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise UserError("train: lr must be above 0, weight_decay at least 0, warmup in [0, 1)", 2)
+        if self.bias_rate <= 0 or not 0 <= self.label_smoothing < 1 or (self.checkpoint or 0) < 0:
+            raise UserError("train: bias_rate must be above 0, label_smoothing in [0, 1), checkpoint at least 0", 2)
+        self.tuned()
 
-    def optimizer_for(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def tuned(self) -> Train:
+        """The schedule that embeds into a trained host. Raises ConfigError for a field of `finetune` that is none."""
+        own = [f.name for f in fields(self) if f.name not in ("finetune", "checkpoint", "precision")]
+        if unknown := [name for name in self.finetune or () if name not in own]:
+            raise ConfigError(f"train.finetune.{unknown[0]}: no such key; {near(unknown[0], own)}")
+        return replace(self, finetune=None, **self.finetune) if self.finetune else self
+
+    def optimizer_for(self, parameters: list[nn.Parameter], biases: Collection[nn.Parameter] = ()) -> Optimizer:
+        """The optimiser of some parameters, of which `biases` are those that `bias_rate` is for."""
+        fast = {id(p) for p in biases} if self.bias_rate != 1 else set()
+        groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in fast]}]
+        if chosen := [p for p in parameters if id(p) in fast]:
+            rates = {"lr": self.lr * self.bias_rate, "weight_decay": self.weight_decay / self.bias_rate}
+            groups.append({"params": chosen, **rates})
         if self.optimizer == "sgd":
             nesterov = self.nesterov and self.momentum > 0
             options = {"momentum": self.momentum, "nesterov": nesterov, "weight_decay": self.weight_decay}
-            return torch.optim.SGD(parameters, self.lr, fused=True, **options)
-        return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
+            return torch.optim.SGD(groups, self.lr, fused=True, **options)
+        return torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay, fused=True)
 
     def factor(self, step: int, steps: int) -> float:
         """Learning-rate factor in [0, 1] at `step` of `steps`."""
@@ -64,17 +92,16 @@ class Train:
         if self.schedule == "cosine":
             start = warm if self.warmup else 0
             return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+        if self.schedule == "linear":
+            start = warm if self.warmup else 0
+            return 1 - (step - start) / max(1, steps - start)
         if self.schedule == "step":
             return self.gamma ** sum(step >= m * steps for m in self.milestones)
         return 1.0
 
-    def resolved(self, device: torch.device) -> Train:
-        """The same schedule with `auto` replaced by the precision it means on a device, which decides the weights."""
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-        return replace(self, precision=precision) if self.precision == "auto" else self
-
     def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.resolved(device).precision == "bfloat16")
+        """What a forward pass runs under. `auto` is for bench.precision.resolved to replace: here it is float32."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,7 @@ class Fit:
 
     `may_diverge`: an attacker may ruin its copy, which then is a row; an owner may not, which is an error.
     `say` hears of epochs, at most every few seconds, `progress` of steps under the name `what`, and `log` of each
-    epoch's number and mean loss, where that is read anyway.
+    epoch's number and mean loss, where that is read anyway. `checkpoint` keeps what a stage has trained so far.
     """
 
     train: Train
@@ -93,6 +120,7 @@ class Fit:
     what: str = "training"
     progress: Progress = unseen
     log: Callable[[int, float], None] | None = None
+    checkpoint: Checkpoint | None = None
 
     def using(self, **schedule: Any) -> Fit:
         return replace(self, train=replace(self.train, **schedule))
@@ -114,6 +142,7 @@ class Fit:
         step: Callable[[nn.Module], None] | None = None,
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         only: Collection[str] | None = None,
+        state: Sequence[Any] = (),
         **schedule: Any,
     ) -> Iterator[int]:
         config = replace(self.train, **schedule)
@@ -121,22 +150,34 @@ class Fit:
         forward = torch.compile(model) if config.compile and loss is None else model
         loss = loss or task.loss
         device = next(model.parameters()).device
-        trained = _select(model, only)
-        optimizer = config.optimizer_for(trained)
+        optimizer = config.optimizer_for(_select(model, only), _norm_biases(model))
+        rates = [group["lr"] for group in optimizer.param_groups]
         per_epoch = max(1, task.size(task.train) // config.batch_size)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda i: config.factor(i, max(1, per_epoch * config.epochs))
-        )
-        precision = config.autocast(device)
-        spoke = time.monotonic()
-        with self.progress(self.what, per_epoch * config.epochs) as stepped:
-            for epoch in range(1, config.epochs + 1):
+        taken, steps = 0, per_epoch * config.epochs
+        precision, last = config.autocast(device), last_layout(model, config, device)
+        spoke, done = time.monotonic(), 0
+        if self.checkpoint:
+            # Where the parameters lie while they train: there the optimiser's state belongs.
+            _lay(model, last)
+            done = self.checkpoint.restored(model, optimizer, state)
+            _lay(model, last, back=True)
+        if done:
+            (self.say or silent)(f"  going on after epoch {done} of {config.epochs}, kept when it was stopped")
+            taken = done * per_epoch
+        with self.progress(self.what, steps) as stepped:
+            for _ in range(taken):
+                stepped()
+            for epoch in range(done + 1, config.epochs + 1):
                 _train_mode(model, only)
+                _lay(model, last)
                 # Dropout and stochastic depth draw from the global generator: seeded each epoch, they
                 # do not depend on what anybody else drew in between.
                 torch.manual_seed(spec.derive(self.seed, "layers", epoch))
                 total = torch.zeros((), device=device)
                 for batch in task.batches(task.train, config.batch_size, spec.derive(self.seed, "batches", epoch)):
+                    factor, taken = config.factor(taken, steps), taken + 1
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * factor
                     with precision:
                         value = loss(forward, batch)
                     if penalty is not None:
@@ -144,13 +185,13 @@ class Fit:
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()
                     optimizer.step()
-                    scheduler.step()
                     if step is not None:
                         with torch.no_grad():
                             step(model)
                     total += value.detach()
                     stepped()
                 model.eval()
+                _lay(model, last, back=True)
                 # Read once an epoch: a value read in the loop would wait for the device at each step.
                 if not self.may_diverge:
                     lost = float(total)
@@ -161,6 +202,8 @@ class Fit:
                 if self.say and time.monotonic() - spoke > QUIET:
                     spoke = time.monotonic()
                     self.say(f"  epoch {epoch} of {config.epochs}: loss {float(total) / per_epoch:.4f}")
+                if self.checkpoint:
+                    self.checkpoint.offer(epoch, model, optimizer, state)
                 yield epoch
         model.eval().requires_grad_(True)
 
@@ -171,6 +214,24 @@ def _select(model: nn.Module, only: Collection[str] | None) -> list[nn.Parameter
         return list(model.parameters())
     parts = [model.get_submodule(name).requires_grad_(True) for name in only]
     return [p for part in parts for p in part.parameters()]
+
+
+def _norm_biases(model: nn.Module) -> list[nn.Parameter]:
+    """Biases of normalisation layers."""
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+    return [m.bias for m in model.modules() if isinstance(m, kinds) and m.bias is not None]
+
+
+def last_layout(model: nn.Module, config: Train, device: torch.device) -> bool:
+    """Whether to train in channels_last a network that is not: on a CPU, for bfloat16 is quick in that layout only
+    (benchmarks/layout.py). Between epochs it is as it was, so that no measurement is rounded otherwise."""
+    half = config.precision == "bfloat16" and device.type == "cpu"
+    return half and anatomy.convolutional(model) and not anatomy.of(model).channels_last
+
+
+def _lay(model: nn.Module, last: bool, back: bool = False) -> None:
+    if last:
+        model.to(memory_format=torch.contiguous_format if back else torch.channels_last)
 
 
 def _train_mode(model: nn.Module, only: Collection[str] | None) -> None:

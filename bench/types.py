@@ -93,8 +93,9 @@ class Fit(Protocol):
         """Train in place on `task.train`, a fresh optimiser each time; yields after every epoch, from 1, in eval mode.
 
         penalty=: a function of the model whose scalar is added to the loss, in float32; step=: one called after each
-        optimiser step, without gradients; loss=: one of (model, batch) in place of the task's. only=: names of the
-        modules that train; all else, normalisation statistics too, stays. Other keywords replace the schedule's.
+        optimiser step, without gradients; loss=: one of (model, batch) in place of the task's. only=: names of modules
+        that train; all else stays, statistics too. state=: what else changes in training, each with state_dict and
+        load_state_dict, for checkpoints. Other keywords replace the schedule's.
         """
 
 
@@ -158,13 +159,17 @@ class Task:
         raise NotImplementedError
 
     def batches(self, split: str, batch_size: int, seed: int | None = None) -> Iterator[Any]:
-        """A split on the device: with a seed shuffled and augmented by it, a last batch that is not full left out;
-        without, in order and complete. Raises PermissionError (`check`)."""
+        """A split on the device: with a seed shuffled and augmented, a last batch that is not full left out; without,
+        in order and complete. Raises PermissionError (`check`)."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The task's loss on a batch, a scalar."""
         raise NotImplementedError
+
+    def smoothed(self, amount: float) -> Task:
+        """The same task, whose loss smooths its labels by an amount in [0, 1)."""
+        raise self.refuses("it has no labels to smooth: train.label_smoothing=0")
 
     def distill(self, model: nn.Module, teacher: nn.Module, batch: Any) -> Tensor:
         """The loss of a model against a teacher's outputs, a scalar: no label is read."""
@@ -281,11 +286,9 @@ class Method:
     def trials(
         self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
     ) -> Iterator[tuple[Key, Tensor]]:
-        """`count` keys drawn for the network `other` and the soft bits [n] that each reads from `model`.
-
-        To be overridden where one key at a time takes minutes (same keys and bits, faster), and where part of the
-        owner's `key` is trained, so that a drawn one would read nothing from anything.
-        """
+        """`count` keys drawn for the network `other` and the soft bits [n] each reads from `model`. To be overridden
+        where one at a time takes minutes (same keys and bits, faster), and where part of the owner's `key` is trained,
+        so that a drawn one would read nothing from anything."""
         for _ in range(count):
             guess = self.keygen(other, rng)
             yield guess, self.extract(model, guess, task)
@@ -321,8 +324,7 @@ class Attack:
 
     @property
     def twin(self) -> Attack | None:
-        """What the judge makes on the unmarked host as well, where a mark is read from outputs: the control that says
-        what such a detector finds in a network that learned from no marked one."""
+        """What the judge makes on the unmarked host as well, where a mark is read from outputs: the control."""
         return None
 
     def fits(self, task: Task) -> None:
@@ -362,11 +364,9 @@ class TunedAttack(Attack):
 
 @dataclass
 class Row:
-    """One result: fields, order and meaning are the protocol's. None where a value does not apply.
-
-    ber in [0, 1]; log10_p <= 0; utility in the task's unit (top-1 accuracy: percent); seconds and peak_mb
-    are what this point cost the attacker.
-    """
+    """One result: fields, order and meaning are the protocol's. None where a value does not apply. ber in [0, 1];
+    log10_p <= 0; utility in the task's unit (top-1 accuracy: percent); seconds and peak_mb: what this point cost the
+    attacker."""
 
     run_id: str
     method: str

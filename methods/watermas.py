@@ -96,29 +96,25 @@ class Watermas(Method):
         device = next(host.parameters()).device
         marks = Marks.of(host, key, self.amplitude, device)
         marks.restore(host)
-        loss = self._sharpened(marks, task, fit, device) if self.sharpness else None
-        return fit(host, task, loss=loss, step=marks.restore)
+        if not self.sharpness:
+            return fit(host, task, step=marks.restore)
+        draws = Draws.seeded(fit.seed, device)
+        return fit(host, task, loss=self._sharpened(marks, task, fit, draws), step=marks.restore, state=[draws])
 
-    def _sharpened(
-        self, marks: Marks, task: Task, fit: Fit, device: torch.device
-    ) -> Callable[[nn.Module, Any], Tensor]:
-        draw = np.random.default_rng(spec.derive(fit.seed, "sharpness"))
-        noise = torch.Generator(device).manual_seed(spec.derive(fit.seed, "perturbation"))
+    def _sharpened(self, marks: Marks, task: Task, fit: Fit, draws: Draws) -> Callable[[nn.Module, Any], Tensor]:
         ramp = max(1.0, 0.1 * fit.train.epochs * (task.size(task.train) // fit.train.batch_size))
-        devices = [device] if device.type == "cuda" else []
-        count = 0
+        devices = [draws.noise.device] if draws.noise.device.type == "cuda" else []
 
         def loss(model: nn.Module, batch: Any) -> Tensor:
-            nonlocal count
-            count += 1
-            if count % self.every:
+            draws.step += 1
+            if draws.step % self.every:
                 return task.loss(model, batch)
             outputs: list[Tensor] = []
             hook = model.register_forward_hook(lambda module, args, out: outputs.append(out))
             state = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
             value = task.loss(model, batch)
             hook.remove()
-            changed = marks.perturbed(model, draw, noise)
+            changed = marks.perturbed(model, draws.kinds, draws.noise)
             # Copies of the buffers: the second pass moves no running statistics.
             buffers = {name: b.clone() for name, b in model.named_buffers()}
             with torch.random.fork_rng(devices):  # the same dropout, or that alone would tell the outputs apart
@@ -127,7 +123,7 @@ class Watermas(Method):
                     torch.cuda.set_rng_state(s, d)
                 other = functional_call(model, {**changed, **buffers}, (task.inputs(batch),))
             apart = task.divergence(outputs[0], other).clamp_min(0)
-            weight = self.sharpness * min(1.0, count / ramp)
+            weight = self.sharpness * min(1.0, draws.step / ramp)
             return value + weight * torch.relu(math.log(self.margin) - torch.log(apart + 1e-6))
 
         return loss
@@ -152,6 +148,27 @@ class Watermas(Method):
             return {"message": torch.from_numpy(bits), "positions": torch.from_numpy(split(flat, sizes))}
 
         return self.binding == "none" or ("sizes" in key.secret and commitment.follows(key, made))
+
+
+@dataclass
+class Draws:
+    """What sharpening draws from, and the steps it has taken: what a checkpoint keeps beside the model."""
+
+    kinds: np.random.Generator
+    noise: torch.Generator
+    step: int = 0
+
+    @staticmethod
+    def seeded(seed: int, device: torch.device) -> Draws:
+        noise = torch.Generator(device).manual_seed(spec.derive(seed, "perturbation"))
+        return Draws(np.random.default_rng(spec.derive(seed, "sharpness")), noise)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kinds": self.kinds.bit_generator.state, "noise": self.noise.get_state(), "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kinds.bit_generator.state, self.step = state["kinds"], state["step"]
+        self.noise.set_state(state["noise"])
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ class Anatomy:
     channels_last: bool = False
 
 
+def convolutional(net: nn.Module) -> bool:
+    """Whether a network has convolutions that look at more than patches apart."""
+    return any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in net.modules())
+
+
 def of(net: nn.Module) -> Anatomy:
     """What the builder noted of a network; of one that nobody examined: nothing."""
     return getattr(net, "anatomy", Anatomy())
@@ -57,6 +62,22 @@ def examine(net: nn.Module, images: Tensor, heads: frozenset[str]) -> Tensor:
     last = maps[True] > maps[False] and 64 * sum(maps.values()) > weights
     net.anatomy = Anatomy(frozenset(dead), heads, last)
     return out
+
+
+def work(net: nn.Module, example: Tensor) -> int:
+    """Multiplications of convolutions and linear layers in a forward pass of an input [1, ...]."""
+    found = [0]
+
+    def count(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        inside = layer.weight.numel() // len(layer.weight)  # multiplications of a value that comes out
+        found[0] += inside * out.numel()
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    with torch.inference_mode():
+        net.eval()(example)
+    for hook in hooks:
+        hook.remove()
+    return found[0]
 
 
 def _taps_see_pixels(conv: nn.Conv2d, axis: int, size: int, positions: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,12 +19,16 @@ from bench.models.heads import head_name
 
 @dataclass(frozen=True)
 class Signature:
-    """What a network must fit: classes (0: none), pixels per side, channel statistics in pixel units 0..255."""
+    """What a network must fit: classes (0: none), pixels per side, channel statistics in pixel units 0..255.
+
+    patches: gives the covariance [12, 12] of 2x2 patches of normalised training images, or None where there is no such.
+    """
 
     num_classes: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    patches: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,6 @@ def load(net: nn.Module, path: str, head: str) -> None:
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Onto the device; in channels_last where that is quicker: convolutional networks on CUDA, some on a CPU."""
-    convolutional = any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in net.modules())
-    if convolutional if device.type == "cuda" else anatomy.of(net).channels_last:
+    if anatomy.convolutional(net) if device.type == "cuda" else anatomy.of(net).channels_last:
         return net.to(device, memory_format=torch.channels_last)
     return net.to(device)

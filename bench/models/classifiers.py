@@ -18,14 +18,15 @@ from bench.models.heads import HEADS
 class Model(Network):
     """A network by name.
 
-    source: timm or torchvision; name: as that package lists it. stem: `imagenet` (as published) or `small` (3x3 stride
-    1, no pooling; VGG: no 4096-wide layers). patch_size, window_size: for vision transformers (None: chosen to fit the
-    image). kwargs: passed on to the package's constructor.
+    source: timm or torchvision; name: as that package lists it. stem: `imagenet` (as published), `small` (3x3 stride 1,
+    no pooling; VGG: no 4096-wide layers) or `mid` (residual networks: 3x3 stride 1, then 2x2 max pooling).
+    patch_size, window_size: for vision transformers (None: chosen to fit the image). kwargs: passed on to the package's
+    constructor.
     """
 
     source: str = among("timm", "torchvision")
     name: str
-    stem: str = among("imagenet", "small")
+    stem: str = among("imagenet", "small", "mid")
     patch_size: int | None
     window_size: int | None
     kwargs: dict[str, Any]
@@ -41,8 +42,12 @@ class Model(Network):
                 f"model {self.name} cannot be built for {io.image_size}x{io.image_size} images: {why}; "
                 "see model.patch_size, model.window_size, model.kwargs and data.image_size"
             ) from error
-        if self.stem == "small":
+        if self.stem != "imagenet":
             small_stem(net, self.name)
+        if self.stem == "mid":
+            if not isinstance(getattr(net, "maxpool", None), nn.Identity):
+                raise ConfigError(f"model.stem=mid: {self.name} is no residual network; use model.stem=small")
+            net.maxpool = nn.MaxPool2d(2)
         return net
 
     def heads(self, net: nn.Module, io: Signature) -> frozenset[str]:

@@ -125,6 +125,12 @@ def _here(
         return _publish(path, identity, build)
 
 
+def partial(aside: Path) -> Path:
+    """Where a build that is handed `aside` may keep what a later one of the same address can go on from; it is removed
+    when the entry is published."""
+    return aside.with_name(f"{aside.name.rsplit('.', 2)[0]}.partial")
+
+
 @contextlib.contextmanager
 def _locked(path: Path, name: str, say: Say) -> Iterator[None]:
     lock = FileLock(path)
@@ -163,4 +169,5 @@ def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]
         }
         write_json(aside / "meta.json", meta)
         os.rename(aside, path)
+        shutil.rmtree(partial(aside), ignore_errors=True)
         return Entry(path, meta, built=True)

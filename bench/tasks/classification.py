@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class ClassificationTask(Task):
     cache: Cache
     device: torch.device
     say: Say
+    smoothing: float = 0.0
 
     kind = "classification"
     gives = "classes"
@@ -69,7 +71,9 @@ class ClassificationTask(Task):
     @property
     def signature(self) -> base.Signature:
         facts = self.images.entry
-        return base.Signature(len(facts["classes"]), facts["image_size"], tuple(facts["mean"]), tuple(facts["std"]))
+        statistics = tuple(facts["mean"]), tuple(facts["std"])
+        patches = partial(sets.patch_covariance, self.images)
+        return base.Signature(len(facts["classes"]), facts["image_size"], *statistics, patches)
 
     def size(self, split: str) -> int:
         return len(self.index[split])
@@ -86,7 +90,10 @@ class ClassificationTask(Task):
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        return functional.cross_entropy(model(images), labels)
+        return functional.cross_entropy(model(images), labels, label_smoothing=self.smoothing)
+
+    def smoothed(self, amount: float) -> ClassificationTask:
+        return replace(self, smoothing=amount)
 
     def distill(self, model: nn.Module, teacher: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy to the teacher's outputs."""

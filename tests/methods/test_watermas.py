@@ -16,7 +16,7 @@ from bench.models import weights
 from bench.store.keys import load_key
 from bench.types import Key
 from methods import watermas
-from methods.watermas import Marks
+from methods.watermas import Draws, Marks
 from tests.helpers import config, tiny
 
 
@@ -113,7 +113,7 @@ def test_dropout_does_not_pass_for_sharpness(results):
     still = Marks({name: (w, 0 * v, 0 * s) for name, (w, v, s) in marks.layers.items()})
     seen = []
     task = replace_divergence(x.task.view("owner"), seen)
-    loss = x.method._sharpened(still, task, stages.owner_fit(x), torch.device("cpu"))
+    loss = x.method._sharpened(still, task, stages.owner_fit(x), Draws.seeded(0, torch.device("cpu")))
     loss(model, next(x.task.batches("owner", 16)))
     assert seen == [pytest.approx(0, abs=1e-6)]
     assert x.task.divergence(*(model(next(x.task.batches("owner", 16))[0]) for _ in range(2))) > 1e-4
