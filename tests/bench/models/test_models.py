@@ -37,6 +37,7 @@ PRESETS = {
     "regnetx_002": "s4.b1.conv3.conv.weight",
     "resnet18": "layer3.0.conv2.weight",
     "resnet18_cifar": "layer4.0.conv2.weight",
+    "resnet18_mid": "layer4.0.conv2.weight",
     "resnet34": "layer3.0.conv2.weight",
     "swin_tiny": "layers.3.blocks.0.mlp.fc1.weight",
     "swinv2_tiny": "layers.3.blocks.0.mlp.fc1.weight",

@@ -89,7 +89,9 @@ def test_what_cannot_be_read_is_said_and_trained_again(tmp_path, monkeypatch, da
     killed(x, monkeypatch, 1)
     (file,) = (tmp_path / "cache" / "mark").glob("*.partial/1.safetensors")
     if damage is None:  # another network's
-        y = prepared(tmp_path / "y", ("uchida", "none", "model.name=resnet10t", "train.epochs=2", NO_WAIT))
+        y = prepared(
+            tmp_path / "y", ("uchida", "none", "model.name=resnet10t", "train.lr=0.001", "train.epochs=2", NO_WAIT)
+        )
         killed(y, monkeypatch, 1)
         (other,) = (tmp_path / "y" / "cache" / "mark").glob("*.partial/1.safetensors")
         other.replace(file)
