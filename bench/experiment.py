@@ -177,8 +177,7 @@ def prepare(
     device = machine.pick_device(options.device)
     machine.deterministic(options.threads)
     opened, other = task.open(node["data"], node["cache"], device, say), None
-    place = node["cache"], device, say
-    node["train"] = precision.resolved(node["train"], node["model"], opened, *place)
+    node["train"] = precision.resolved(node["train"], node["model"], opened, node["cache"], device, say)
     if node["verify"].max_damage is None:
         node["verify"] = replace(node["verify"], max_damage=opened.max_damage)
         OmegaConf.update(cfg, "verify.max_damage", opened.max_damage)

@@ -27,7 +27,7 @@ def host(x: Experiment) -> Entry:
     def build(folder: Path) -> dict[str, Any]:
         x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
         model = fresh(x)
-        return make(x, folder, owner_fit(x, "host"), lambda fit: fit(model, owned(x)))[1]
+        return make(x, folder, owner_fit(x, "host"), lambda fit: fit(model, owned(x, fit)))[1]
 
     return cached(x.cache, "host", x.host_identity, build, x.say)
 
@@ -52,7 +52,7 @@ def _embedded(x: Experiment, folder: Path) -> dict[str, Any]:
         load_weights(model, host(x).path)
     where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where) or "its outputs"
     x.say(f"mark: embedding {x.method_name}, {key.n_bits} bits in {where}")
-    model, measured = make(x, folder, owner_fit(x), lambda fit: x.method.embed(model, key, owned(x), fit))
+    model, measured = make(x, folder, owner_fit(x), lambda fit: x.method.embed(model, key, owned(x, fit), fit))
     save_key(key, folder / "key.safetensors", x.method_name, x.method.version)
     soft = x.method.extract(model, key, x.task.view("owner")).cpu()
     error, weakest = metrics.ber(soft, key.message), metrics.weakest(soft, key.message)
@@ -63,10 +63,8 @@ def _embedded(x: Experiment, folder: Path) -> dict[str, Any]:
 def make(
     x: Experiment, folder: Path, fit: Fit, trained: Callable[[Fit], nn.Module]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Train a stage's network, save it, measure it: utility, and what training alone cost, by processes
-    that were killed as well."""
-    # Not for marks in outputs: box-free's several trainings did not go on to the same bits.
-    minutes = fit.train.checkpoint if x.method.access == "weights" else None
+    """Train a stage's network, save it, measure it: utility, and what training alone cost, killed processes' too."""
+    minutes = fit.train.checkpoint
     kept = Checkpoint(partial(folder), minutes, x.say) if minutes is not None else None
     started = machine.start(x.device)
     model = trained(replace(fit, checkpoint=kept))
@@ -98,10 +96,10 @@ def owner_fit(x: Experiment, stage: str = "mark") -> Fit:
     return replace(fit, what=f"{stage}: training", log=x.log.losses(stage))
 
 
-def owned(x: Experiment) -> Task:
-    """The owner's view of the task, with the loss of the owner's schedule."""
-    task = x.task.view("owner")
-    return task.smoothed(x.train.label_smoothing) if x.train.label_smoothing else task
+def owned(x: Experiment, fit: Fit) -> Task:
+    """The owner's view of the task, with the loss of a schedule of the owner's."""
+    task, smoothing = x.task.view("owner"), fit.train.label_smoothing
+    return task.smoothed(smoothing) if smoothing else task
 
 
 def load_weights(model: nn.Module, folder: Path) -> nn.Module:

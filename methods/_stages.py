@@ -75,17 +75,20 @@ class Stages:
     def initial(self) -> None:
         """Barrier, extractor, discriminator."""
         method, pair = self.method, nn.ModuleList([self.barrier, self.extractor])
-        judge = Discriminator().to(self.barrier.mark.device) if method.gan else None
+        with torch.random.fork_rng(devices=[]):
+            # The draws that follow a host's training, whether it was trained in this process or is in the cache.
+            torch.manual_seed(spec.derive(self.fit.seed, "layers", self.fit.train.epochs))
+            judge = Discriminator().to(self.barrier.mark.device) if method.gan else None
         if judge is not None:
             pair.append(judge)
         # From a barrier that changes nothing the extractor learns to say so, and many runs stay there: begin with
         # squares that anybody sees.
         nn.init.constant_(self.barrier.direct.weight, VISIBLE / 127.5)
-        unread = torch.full((), UNREAD, device=self.barrier.mark.device)
+        # Of the module that is trained, so that a checkpoint keeps it.
+        pair.register_buffer("unread", torch.full((), UNREAD, device=self.barrier.mark.device))
         floor = 10 ** (-method.target / 10)
 
         def loss(_: nn.Module, batch: Any) -> Tensor:
-            nonlocal unread
             images = self.task.inputs(batch).float()
             outputs = self.unmarked(images)
             half = (len(images) + 1) // 2
@@ -96,11 +99,11 @@ class Stages:
             found = self.extractor(torch.cat([stored, images[:half], outputs[half:]])).float()
             read, blank = found[: len(images)], found[len(images) :]
             error = functional.mse_loss(read, stretched(marks, read))
-            unread = 0.95 * unread + 0.05 * error.detach()
+            pair.unread = 0.95 * pair.unread + 0.05 * error.detach()
             total = error + 2 * (blank - BLANK).square().mean()
             total = total + functional.mse_loss(read[: len(images) - half], read[half:])
             # A change that nobody can read yet must not be trained away.
-            due = (1 - unread / UNREAD).clamp(0, 1)
+            due = (1 - pair.unread / UNREAD).clamp(0, 1)
             total = total + due * method.fidelity * ((change / 255).square().mean() - floor).clamp(min=0)
             if judge is not None:
                 told, lost = judge.losses(outputs, made)

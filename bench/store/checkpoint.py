@@ -54,6 +54,9 @@ class Checkpoint:
             states = [{**_under(tensors, str(i)), **plain} for i, plain in enumerate(said["plain"])]
             known = optimizer.state_dict()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            # Before anything is put in place: half of another network's state would be trained on.
+            if _shapes(states[0]) != _shapes(model.state_dict()):
+                raise ValueError("it is of another network")
             for i, plain in said["optimizer"].items():
                 held = _under(tensors, f"optimizer/{i}")
                 known["state"][int(i)] = {k: _laid(v, parameters[int(i)]) for k, v in held.items()} | plain
@@ -96,6 +99,10 @@ def _split(values: dict[str, Any], under: str, tensors: dict[str, Tensor]) -> di
         f"{under}/{k}": v.detach().cpu().clone().contiguous() for k, v in values.items() if isinstance(v, Tensor)
     }
     return {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _laid(value: Tensor, parameter: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def test_layout_between_epochs_is_as_it_was(results):
         seen.append(model.layer4[0].conv1.weight.is_contiguous(memory_format=torch.channels_last))
         return 0.0
 
-    for _ in stages.owner_fit(x).epochs(net, stages.owned(x), penalty=penalty, epochs=1):
+    for _ in stages.owner_fit(x).epochs(net, x.task.view("owner"), penalty=penalty, epochs=1):
         assert all(p.is_contiguous() for p in net.parameters())
     assert seen
     assert all(seen)

@@ -12,15 +12,17 @@ from typing import NamedTuple
 
 CODE = ("bench", "methods", "attacks", "hydra_plugins")
 MODULES = {"run", "experiment", "stages", "threat", "judge", "controls", "gallery", "train", "types", "errors", "spec"}
-MODULES |= {"metrics", "progress", "machine", "layers", "__main__"}
+MODULES |= {"metrics", "progress", "machine", "precision", "layers", "__main__"}
 PACKAGES = {"cli", "data", "models", "tasks", "store", "loggers", "report", "claims", "studies"}
 # A module imports rooms of lower levels, and its own room: a package or a module at the top of bench, a plug-in folder.
 LEVELS = (
     ("errors", "metrics", "progress"),
     ("spec", "machine", "types"),
-    ("train", "store", "loggers"),
+    ("store", "loggers"),
     ("data", "models", "report"),
-    ("tasks", "methods", "attacks", "experiment"),
+    ("train",),
+    ("tasks", "methods", "attacks", "precision"),
+    ("experiment",),
     ("stages", "threat", "gallery"),
     ("controls", "judge"),
     ("run",),

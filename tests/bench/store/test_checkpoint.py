@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bench import run, spec, stages
 from bench.store.checkpoint import Checkpoint
-from tests.helpers import COMPLETE, MARKING, ROOT, TINY, tiny
+from tests.helpers import COMPLETE, MARKING, ROOT, TINY, config, restoration, tiny
 
 NO_WAIT = "train.checkpoint=0"  # after every epoch
 
@@ -59,7 +59,7 @@ def prepared(folder, words, say=lambda line: None):
 
 
 @pytest.mark.parametrize("method", MARKING)
-@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "float32"), ("adamw", "bfloat16")])
+@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "float32"), ("sgd", "bfloat16")])
 def test_every_method_goes_on_to_the_same_bits(tmp_path, monkeypatch, method, optimizer, precision):
     more = ("train.epochs=3", f"train.optimizer={optimizer}", f"train.precision={precision}", "train.lr=0.002")
     more += ("train.bias_rate=2", "train.label_smoothing=0.1")
@@ -80,6 +80,25 @@ def test_every_method_goes_on_to_the_same_bits(tmp_path, monkeypatch, method, op
     assert again["seconds"] > 0
     undisturbed = stages.mark(prepared(tmp_path / "other", (*words, "train.checkpoint=null")), warn=False)
     assert same(again, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize("saves", [2, 5])
+def test_a_stage_of_several_trainings_goes_on(tmp_path, picture_folder, monkeypatch, saves):
+    small = ["method.epochs=3", "method.surrogate_epochs=2", "method.surrogates=1", "method.tune_epochs=1"]
+    words = [*restoration(picture_folder), "method=boxfree", "attack=none", "train.epochs=1", *small]
+
+    def made(folder, *more):
+        return run.prepare(config(*words, "method.adversarial=true", f"results_dir={folder}", *more))
+
+    x = made(tmp_path / "a", NO_WAIT)
+    stages.host(x)  # here, not in the mark's own process: no draw of the mark's may depend on it
+    killed(x, monkeypatch, saves)
+    kept = [*(tmp_path / "a" / "cache" / "mark").glob("*.partial/*")]
+    assert [p.name for p in sorted(kept)] == ["1.safetensors", "2.safetensors"][: 1 if saves < 4 else 2]
+    undisturbed = stages.mark(made(tmp_path / "b", "train.checkpoint=null"), warn=False)
+    assert same(stages.mark(x, warn=False), undisturbed)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no tensors", None])

@@ -181,7 +181,9 @@ def test_two_machines_train_once_and_the_url_is_in_no_hash(tmp_path):
     two = run.run(tiny(tmp_path / "b", *words, f"cache.url={url}"), fetched.append)
     assert [line.split(":")[0] for line in made if "training" in line or "embedding" in line] == ["mark", "host"]
     assert not [line for line in fetched if "training" in line or "embedding" in line]
-    assert [line.split("/")[0] for line in fetched if "comes from" in line] == [
+    # What only processors that compute in bfloat16 ask for is left out.
+    found = [line.split("/")[0] for line in fetched if "comes from" in line]
+    assert [stage for stage in found if stage != "cache: work"] == [
         "cache: data",
         "cache: mark",
         "cache: host",
