@@ -72,13 +72,16 @@ class Stages:
 
         return answer
 
+    def judge(self) -> Discriminator:
+        """Its weights are those that follow a host's training, whether that was in this process or is in the cache."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.derive(self.fit.seed, "layers", self.fit.train.epochs))
+            return Discriminator().to(self.barrier.mark.device)
+
     def initial(self) -> None:
         """Barrier, extractor, discriminator."""
         method, pair = self.method, nn.ModuleList([self.barrier, self.extractor])
-        with torch.random.fork_rng(devices=[]):
-            # The draws that follow a host's training, whether it was trained in this process or is in the cache.
-            torch.manual_seed(spec.derive(self.fit.seed, "layers", self.fit.train.epochs))
-            judge = Discriminator().to(self.barrier.mark.device) if method.gan else None
+        judge = self.judge() if method.gan else None
         if judge is not None:
             pair.append(judge)
         # From a barrier that changes nothing the extractor learns to say so, and many runs stay there: begin with

@@ -79,7 +79,9 @@ def tiny(results: Path, method: str, attack: str, *more: str) -> DictConfig:
     names = [f"method={method}", f"attack={attack}"]
     cfg = config(*names)
     small = [f"{g}.{k}={v}" for g in ("method", "attack") for k, v in SMALL.items() if k in cfg[g]]
-    return config(*names, *TINY, *small, f"results_dir={results}", *more)
+    other = any(word.startswith("model=") for word in more)
+    base = [word for word in TINY if not (other and word.startswith("model"))]
+    return config(*names, *base, *small, f"results_dir={results}", *more)
 
 
 def facts(rows) -> list[dict]:

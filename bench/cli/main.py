@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 
 from bench.cli.compose import CONF
 from bench.cli.sweep import JOBS, note, one_by_one, turn
-from bench.progress import unseen
+from bench.progress import spoken
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -34,7 +33,7 @@ def main(cfg: DictConfig) -> str:
             cfg.device = turn(hydra.job.num)
     # Jobs at the same time cannot each redraw the last line of one terminal.
     alone = not sweep or one_by_one(hydra)
-    with terminal.live(place) if alone else nullcontext((terminal.say, unseen)) as (say, progress):
+    with terminal.live(place) if alone else spoken(terminal.say) as (say, progress):
         outcome = job(cfg, say, progress, given(hydra))
     if outcome.rows:
         judge = (cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage)

@@ -1,7 +1,7 @@
 """What a run prints: progress on stderr, one table on stdout that fits 80 columns and narrower terminals.
 
-Progress is plain lines. Where stderr is a terminal, a line with elapsed and remaining time is below them for whatever
-takes more than a second.
+Progress is plain lines, none further from the next than bench.progress.PAUSE. Where stderr is a terminal, a line with
+elapsed and remaining time is below them for whatever takes more than a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
-from bench.progress import Progress, Say, console, unseen
+from bench.progress import Progress, Say, console, spoken
 from bench.types import Row
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ def animated() -> bool:
 
 @contextlib.contextmanager
 def live(prefix: str = "") -> Iterator[tuple[Say, Progress]]:
-    """(say, progress) of one job, stages shown as `prefix` and their names; plain `say` and `unseen` off a terminal.
+    """(say, progress) of one job, stages shown as `prefix` and their names; off a terminal, lines in plain `say`.
 
     Steps are counted where they are made and looked at once a second, by a thread. The cursor is never hidden, so
     that however a run ends, it is there.
     """
     if not animated():
-        yield say, unseen
+        with spoken(say) as both:
+            yield both
         return
     from rich import progress as rich
     from rich.console import Console

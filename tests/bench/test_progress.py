@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from bench import run, stages
+from bench import progress, run, stages
 from bench.train import Fit
 from tests.helpers import tiny
 
@@ -48,3 +49,83 @@ def test_being_watched_changes_no_weight(results):
     assert total == steps > 0
     assert [epoch for epoch, _ in losses] == [1, 2]
     assert losses[0][1] > losses[1][1] > 0
+
+
+def wait(lines: list[str], count: int) -> None:
+    """Until so many lines were said, or much longer than they take."""
+    until = time.monotonic() + 20
+    while len(lines) < count and time.monotonic() < until:
+        time.sleep(0.005)
+
+
+def test_what_takes_long_is_told_early_and_once():
+    lines: list[str] = []
+    with progress.spoken(lines.append, look=0.005) as (_, stage):
+        with stage("random keys", 100_000) as step:
+            for _ in range(2000):
+                step()
+                time.sleep(0.001)
+            wait(lines, 1)
+        assert len(lines) == 1
+        assert lines[0].startswith("  random keys: ")
+        assert " of 100,000, about " in lines[0]
+        with stage("random keys", 2000) as step:  # seconds: not worth a word
+            for _ in range(1000):
+                step()
+                time.sleep(0.001)
+    assert len(lines) == 1
+
+
+def test_steps_that_were_done_before_say_nothing_about_the_rest():
+    lines: list[str] = []
+    with progress.spoken(lines.append, look=0.005) as (_, stage), stage("training", 10_000) as step:
+        for _ in range(9000):  # a checkpoint's, all at once
+            step()
+        time.sleep(0.05)
+        assert not lines
+        for _ in range(12):
+            step()
+            time.sleep(0.05)
+        wait(lines, 1)
+    assert "9,01" in lines[0]
+    assert "about 4" in lines[0] or "about 5" in lines[0] or "about 6" in lines[0]
+
+
+@pytest.mark.parametrize(("stage", "said"), [(None, "  still at work"), ("measuring", "  measuring: 0 s so far")])
+def test_nothing_stays_silent(monkeypatch, stage, said):
+    monkeypatch.setattr(progress, "PAUSE", 0.2)
+    lines: list[str] = []
+    with progress.spoken(lines.append, look=0.005) as (say, began):
+        say("first")
+        if stage:
+            with began(stage, None):
+                wait(lines, 3)
+        else:
+            wait(lines, 3)
+    assert lines[0] == "first"
+    assert lines[1:3] == [said] * 2
+    assert not [line for line in lines[1:] if not line.startswith(said[:12])]
+
+
+def test_after_the_end_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(progress, "PAUSE", 0.05)
+    lines: list[str] = []
+    spoken = progress.spoken(lines.append, look=0.005)
+    with pytest.raises(ValueError, match="why"), spoken as (_, stage), stage("training", None):
+        raise ValueError("why")
+    count = len(lines)
+    time.sleep(0.2)
+    assert len(lines) == count
+
+
+def test_nested_stages_end_in_any_order(monkeypatch):
+    monkeypatch.setattr(progress, "PAUSE", 0.05)
+    lines: list[str] = []
+    with progress.spoken(lines.append, look=0.005) as (_, stage):
+        outer, inner = stage("attack", 3), stage("training", 3)
+        outer.__enter__()
+        inner.__enter__()
+        outer.__exit__(None, None, None)
+        wait(lines, 1)
+        inner.__exit__(None, None, None)
+    assert lines[0].startswith("  training: ")

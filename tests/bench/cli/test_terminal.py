@@ -111,11 +111,9 @@ def test_off_a_terminal_there_are_plain_lines_only(monkeypatch, off):
         monkeypatch.delenv("TERM")
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
     monkeypatch.setattr(sys, "stderr", screen)
-    with terminal.live("[1/2] ") as (say, progress):
-        assert (say, progress) == (terminal.say, terminal.unseen)
-        with progress("training", 3) as done:
-            done()
-            say("  epoch 1 of 3: loss 0.5")
+    with terminal.live("[1/2] ") as (say, progress), progress("training", 3) as done:
+        done()
+        say("  epoch 1 of 3: loss 0.5")
     assert screen.getvalue() == "  epoch 1 of 3: loss 0.5\n"
 
 

@@ -19,6 +19,7 @@ from bench.store.checkpoint import Checkpoint
 from tests.helpers import COMPLETE, MARKING, ROOT, TINY, config, restoration, tiny
 
 NO_WAIT = "train.checkpoint=0"  # after every epoch
+CIFARNET = ("model=cifarnet", "model.widths=[24,64,64]")
 
 
 class Killed(BaseException):
@@ -59,10 +60,16 @@ def prepared(folder, words, say=lambda line: None):
 
 
 @pytest.mark.parametrize("method", MARKING)
-@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "float32"), ("sgd", "bfloat16")])
-def test_every_method_goes_on_to_the_same_bits(tmp_path, monkeypatch, method, optimizer, precision):
-    more = ("train.epochs=3", f"train.optimizer={optimizer}", f"train.precision={precision}", "train.lr=0.002")
-    more += ("train.bias_rate=2", "train.label_smoothing=0.1")
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("train.optimizer=adamw", "train.precision=float32"),
+        # Two groups of parameters, and layouts that change.
+        ("train.optimizer=sgd", "train.precision=bfloat16", "train.bias_rate=2", *CIFARNET),
+    ],
+)
+def test_every_method_goes_on_to_the_same_bits(tmp_path, monkeypatch, method, more):
+    more += ("train.epochs=3", "train.lr=0.002", "train.label_smoothing=0.1")
     words, lines = (method, "none", *more, NO_WAIT), []
     if "every" in tiny(tmp_path, method, "none").method:
         words += ("method.every=1",)
