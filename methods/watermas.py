@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -130,13 +130,28 @@ class Watermas(Method):
 
     def logits(self, model: nn.Module, key: Key) -> Tensor:
         """The marked weights in standard deviations of their layers, [n]."""
+        return self._read(model, key, {})
+
+    def trials(
+        self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
+    ) -> Iterator[tuple[Key, Tensor]]:
+        """The layers' standard deviations, most of the time that a reading takes, are found once."""
+        spreads: dict[str, Tensor] = {}
+        for _ in range(count):
+            guess = self.keygen(other, rng)
+            yield guess, self._read(model, guess, spreads).detach().sigmoid()
+
+    def _read(self, model: nn.Module, key: Key, spreads: dict[str, Tensor]) -> Tensor:
+        """The logits; standard deviations by layer are taken from `spreads`, or put there."""
         found = torch.zeros(key.n_bits, device=weights.read(model, key.where[0]).device)
         positions = key.secret["positions"].to(found.device)
         for i in positions[:, 0].unique().tolist():
-            weight = weights.read(model, key.where[i]).reshape(-1)
+            name = key.where[i]
+            weight = weights.read(model, name).reshape(-1)
+            if name not in spreads:
+                spreads[name] = weight.detach().std().clamp_min(torch.finfo(weight.dtype).tiny)
             bits = (positions[:, 0] == i).nonzero()[:, 0]
-            spread = weight.detach().std().clamp_min(torch.finfo(weight.dtype).tiny)
-            found = found.index_put((bits,), weight[positions[bits, 1]] / spread)
+            found = found.index_put((bits,), weight[positions[bits, 1]] / spreads[name])
         return found
 
     def accepts(self, key: Key) -> bool:
