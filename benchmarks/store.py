@@ -5,7 +5,8 @@
 Synthetic runs in the shape of real ones (the composed configurations of all methods and attacks, 3 to 11 rows each) are
 written into a temporary folder. Every figure is a process of its own; the rounds of all cases take turns, in changing
 order, with the baseline: `json.loads` of every file, and nothing else. Files are read from the page cache, so that the
-processor is all that counts: ratios are of its seconds (of all threads), which a busy machine stretches less.
+processor is all that counts: ratios are of its seconds (of all threads), which a busy machine stretches less. What
+labels and judges, for a report, is measured without the reading before it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ CASES = {
     "load, files": ("loose", "load", "<= 1.25"),
     "read_runs, compacted": ("compacted", "read_runs", "<= 0.6"),
     "load, compacted": ("compacted", "load", "<= 0.4"),
+    "label and judge, files": ("loose", "variants", "<= 1.25"),
+    "label and judge, compacted": ("compacted", "variants", "<= 1.25"),
     LOOKUP: ("loose", "look-up", None),
     "one run, compacted": ("compacted", "look-up", None),
 }
@@ -49,6 +52,8 @@ def templates() -> list[dict]:
 
     pairs = [(m, a) for m in options("method") for a in options("attack")]
     cfgs = [composed([f"method={m}", f"attack={a}"]) for m, a in pairs]
+    for cfg in cfgs:
+        cfg.verify.max_damage = cfg.task.max_damage  # as bench.experiment has it
     return [{"names": n, "config": OmegaConf.to_container(c, resolve=True)} for n, c in zip(pairs, cfgs, strict=True)]
 
 
@@ -110,18 +115,20 @@ def one(what: str, folder: Path, sample: list[str]) -> dict[str, float]:
     import pyarrow.parquet  # noqa: F401
 
     from bench import store
+    from bench.report.labels import variants
     from bench.store.compact import compact
     from bench.store.runs import read_run, read_runs
 
     pd.DataFrame([{"a": 1.0, "b": "x"}])
-    calls = {"plain": plain, "read_runs": read_runs, "load": store.load, "compact": compact}
+    calls = {"plain": plain, "read_runs": read_runs, "load": store.load, "compact": compact, "variants": variants}
+    given = read_runs(folder) if what == "variants" else folder
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
     if what == "look-up":
         for name in sample:
             read_run(folder / name)
     else:
-        _ = calls[what](folder)
+        _ = calls[what](given)
     n, cpu, wall = len(sample) or 1, time.process_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": wall / n, "cpu": cpu / n, "mb": (peak - before) / 1024}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import gc
 import re
 import sys
 from collections.abc import Callable
@@ -189,3 +190,6 @@ def answer(
     except KeyboardInterrupt:
         print(f"interrupted: finished {kept} are kept, the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        # At its end the interpreter looks at all objects once more, for cycles: seconds, of torch and a run's.
+        gc.freeze()

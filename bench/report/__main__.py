@@ -7,6 +7,7 @@ and fidelity in points of it.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -76,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    finally:
+        gc.freeze()  # as in bench.cli.usage: of many runs there are millions of objects
 
 
 if __name__ == "__main__":

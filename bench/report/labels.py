@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 from collections import defaultdict
 from typing import Any
 
@@ -14,6 +15,9 @@ from bench.store.runs import frame
 
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
 NUMBERS += ["utility", "utility_victim", "utility_host"]
+# What a verdict is made of (bench.metrics).
+JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
+JUDGED += ["random_keys", "false_positives"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
 NODES, VALUES = ("", "cache.", "logger.", "task.max_damage."), ("attack.seed", "task.max_damage")
 
@@ -33,30 +37,68 @@ def _short(text: str) -> str:
     return text if len(text) <= 28 else f"{text[:25]}..."
 
 
+def _alike(runs: list[dict]) -> tuple[list[int], list[dict[str, str]]]:
+    """Each run's number among the flat configurations that are told apart, and those, in order of appearance.
+
+    Of many runs most nodes are the same: each is flattened once.
+    """
+    known: dict[tuple[str, bytes], int] = {}
+    parts: list[dict[str, str]] = []
+    same: dict[tuple, int] = {}
+    whole: dict[tuple[int, ...], int] = {}
+    numbers, flats = [], []
+    for run in runs:
+        ids = []
+        for name, node in run["config"].items():
+            if not isinstance(node, dict):
+                continue  # of the run itself: no variant
+            if (i := known.get(told := (name, marshal.dumps(node, 2)))) is None:
+                flat = _flat({name: node})
+                i = known[told] = same.setdefault(tuple(flat.items()), len(parts))
+                if i == len(parts):
+                    parts.append(flat)
+            ids.append(i)
+        if (number := whole.setdefault(tuple(ids), len(flats))) == len(flats):
+            flats.append({key: text for i in ids for key, text in parts[i].items()})
+        numbers.append(number)
+    return numbers, flats
+
+
 def _differing(flats: list[dict[str, str]]) -> list[str]:
-    keys = dict.fromkeys(key for flat in flats for key in flat)
+    keys = dict.fromkeys(key for flat in flats for key in flat) if len(flats) > 1 else ()
     return [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
 
 
-def _labels(runs: list[dict], side: str) -> list[str]:
-    """Each run's method or attack name, with what tells the variants of that name (same model, data) apart.
+def _labels(runs: list[dict]) -> dict[str, list[str]]:
+    """For method and attack each run's name, with what tells the variants of that name (same model, data) apart.
 
     A method's variants are sought over all its attacks and an attack's over all methods, so that one row or
     one column of a table never holds two configurations.
     """
-    flats, heads = [_flat(run["config"]) for run in runs], [run["rows"][0] for run in runs]
-    hashes, groups = defaultdict(list), defaultdict(list)
+    numbers, flats = _alike(runs)
+    heads = [run["rows"][0] for run in runs]
+    hashes: dict[str, dict[int, None]] = defaultdict(dict)  # a set that keeps its order
+    for number, head in zip(numbers, heads, strict=True):
+        hashes[head["config_hash"]][number] = None
+    # What differs among seeds of one configuration is no variant.
+    free = {key for same in hashes.values() for key in _differing([flats[n] for n in same])}
+    return {side: _named(side, heads, numbers, flats, free) for side in ("method", "attack")}
+
+
+def _named(side: str, heads: list[dict], numbers: list[int], flats: list[dict[str, str]], free: set[str]) -> list[str]:
+    groups = defaultdict(list)
     for i, head in enumerate(heads):
-        hashes[head["config_hash"]].append(flats[i])
         groups[head[side], head["model"], head["data"]].append(i)
-    free = {key for same in hashes.values() for key in _differing(same)}  # differs among seeds: no variant
-    labels = [""] * len(runs)
+    labels = [""] * len(heads)
     for (name, *_), members in groups.items():
-        keys = [k for k in _differing([flats[i] for i in members]) if k not in free]
+        kinds = dict.fromkeys(numbers[i] for i in members)
+        keys = [k for k in _differing([flats[n] for n in kinds]) if k not in free]
         keys = [k for k in keys if k.startswith("attack.") == (side == "attack")]
+        for n in kinds:
+            said = [f"{k.removeprefix(f'{side}.')}={_short(flats[n].get(k, 'unset'))}" for k in keys]
+            kinds[n] = f"{name} ({', '.join(said)})" if said else name
         for i in members:
-            said = [f"{k.removeprefix(f'{side}.')}={_short(flats[i].get(k, 'unset'))}" for k in keys]
-            labels[i] = f"{name} ({', '.join(said)})" if said else name
+            labels[i] = kinds[numbers[i]]
     return labels
 
 
@@ -71,17 +113,22 @@ def variants(runs: list[dict]) -> pd.DataFrame:
         newest.update({(row["config_hash"], row["seed"]): i for row in runs[i]["rows"][:1]})
     runs = [runs[i] for i in sorted(newest.values())]
     df = frame(runs)
-    for side in ("method", "attack"):
-        df[f"{side}_label"] = np.repeat(_labels(runs, side), [len(run["rows"]) for run in runs])
+    counts = [len(run["rows"]) for run in runs]
+    for side, labels in _labels(runs).items():
+        df[f"{side}_label"] = np.repeat(np.array(labels, dtype=object), counts)
     # Where the configurations read the same (a method's new version), the hash tells them apart.
     hashes = df.groupby(["method_label", "attack_label", "model", "data"])["config_hash"]
     clash = hashes.transform("nunique") > 1
     df.loc[clash, "method_label"] += " #" + df.loc[clash, "config_hash"].str[:6]
     df[NUMBERS] = df[NUMBERS].apply(pd.to_numeric)
-    rows = df.to_dict("records")
-    df["damage"] = pd.to_numeric(pd.Series([metrics.damage(row) for row in rows], dtype=object))
+    damages, verdicts = [], []
+    for values in zip(*(df[name].to_numpy(object) for name in JUDGED), strict=True):
+        row = dict(zip(JUDGED, values, strict=True))
+        damages.append(metrics.damage(row))
+        verdicts.append(metrics.verdict(row, row["goal"], row["max_damage"]))
+    df["damage"] = pd.to_numeric(pd.Series(damages, dtype=object))
     df["fidelity"] = df["utility_host"] - df["utility_victim"]
-    df["verdict"] = [metrics.verdict(row, row["goal"], row["max_damage"]) for row in rows]
+    df["verdict"] = verdicts
     # One control that detects is enough, and the host's row is the one that everybody looks at.
     alarmed = df["run_id"].isin(df.loc[df["verdict"] == "FALSE ALARM", "run_id"])
     df.loc[alarmed & (df["knob"] == "host"), "verdict"] = "FALSE ALARM"

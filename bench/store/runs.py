@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import heapq
+import marshal
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+REPEATED = ("run_id", "method", "attack", "model", "data", "utility_name", "utility_victim", "utility_host", "device")
+REPEATED += ("config_hash", "commit")
 DEPTH = 3  # folders between a run file and the parquet: <method>/<attack>/<run_id>.json
 FILTERS = ("method", "attack", "model", "data", "seed")
 
@@ -70,7 +73,8 @@ def no_runs(path: str | Path) -> UserError:
 def _runs(path: Path) -> Iterator[dict[str, Any]]:
     """Runs below a folder in the order of their paths, each once: a file counts before a compacted run."""
     loose, gathered = listed(path)  # before the parquets are opened: see bench.store.compact
-    sources = [((file, read_loose(file)) for file in loose)]
+    share = _sharing()
+    sources = [((file, share(read_loose(file))) for file in loose)]
     sources += [_gathered(file, os.path.dirname(file), "") for file in gathered]
     full = path.resolve()
     for up in full.parents[:2]:  # a folder of one that was compacted
@@ -81,6 +85,22 @@ def _runs(path: Path) -> Iterator[dict[str, Any]]:
         yield run
     if run is None:
         raise no_runs(path)
+
+
+def _sharing() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Lets runs have the nodes of their configurations, and their environments, in common: half of their memory."""
+    known: dict[bytes, Any] = {}
+
+    def shared(run: dict[str, Any]) -> dict[str, Any]:
+        first = run["rows"][0] if run["rows"] else {}
+        for row in run["rows"][1:]:
+            for name in REPEATED:
+                if row[name] == first[name]:
+                    row[name] = first[name]
+        one = {name: known.setdefault(marshal.dumps(node, 2), node) for name, node in run["config"].items()}
+        return run | {"config": one, "env": known.setdefault(marshal.dumps(run["env"], 2), run["env"])}
+
+    return shared
 
 
 def _gathered(file: str | Path, at: str | Path, below: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -116,7 +136,7 @@ def _no_collector() -> Iterator[None]:
 def read_runs(path: str | Path) -> list[dict[str, Any]]:
     """Every run below a folder, in a fixed order. Raises UserError when there is none.
 
-    Configurations of compacted runs share what they have in common: not to be changed in place.
+    Configurations share what they have in common: not to be changed in place.
     """
     return _collected(path, list)
 
@@ -126,7 +146,15 @@ def frame(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
     random keys were tried on the run's victim and verified."""
     import pandas as pd
 
-    return pd.DataFrame([record for run in runs for record in records(run)], columns=COLUMNS)
+    # By columns, each turned into its type and let go before the next: rows would all be held twice.
+    lists: list[list[Any]] = [[] for _ in COLUMNS]
+    for run in runs:
+        for values, found in zip(lists, zip(*records(run), strict=True), strict=False):
+            values.extend(found)
+    made = {}
+    for name in COLUMNS:
+        made[name] = pd.Series(lists.pop(0))
+    return pd.DataFrame(made)
 
 
 def load(path: str | Path) -> pd.DataFrame:
