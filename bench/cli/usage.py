@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fnmatch
 import gc
 import re
@@ -179,6 +180,8 @@ def answer(
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "–" gets a "?", not a traceback
+    # At its end the interpreter would look at all objects once more, for cycles: seconds, of torch's and a run's.
+    atexit.register(gc.freeze)
     if any(word in ("-h", "--help") for word in argv):
         print(doc())
         return 0
@@ -190,6 +193,3 @@ def answer(
     except KeyboardInterrupt:
         print(f"interrupted: finished {kept} are kept, the same command goes on", file=sys.stderr)
         return 130
-    finally:
-        # At its end the interpreter looks at all objects once more, for cycles: seconds, of torch and a run's.
-        gc.freeze()

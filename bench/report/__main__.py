@@ -7,6 +7,7 @@ and fidelity in points of it.
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import os
 import sys
@@ -72,13 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without "±" gets a "?", not a traceback
+    atexit.register(gc.freeze)  # as in bench.cli.usage: of many runs there are millions of objects
     try:
         return 0 if report(args) else 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
-    finally:
-        gc.freeze()  # as in bench.cli.usage: of many runs there are millions of objects
 
 
 if __name__ == "__main__":

@@ -292,3 +292,11 @@ def test_a_parquet_from_before_commands_is_read_and_taken_up(folder, monkeypatch
     assert compact.compact(folder).startswith("1 run files gathered")
     assert text(read_runs(folder)[:-1]) == text(before)
     assert read_runs(folder)[-1]["command"] == ["method=z", "attack=prune", "seed=0"]
+
+
+def test_runs_of_files_have_in_common_what_is_the_same(folder):
+    runs = read_runs(folder)
+    nodes = [run["config"]["method"] for run in runs]
+    assert all((a is b) == (a == b) for a in nodes for b in nodes)
+    assert 1 < len({id(node) for node in nodes}) < len(nodes)
+    assert all(len({id(row["run_id"]) for row in run["rows"]}) == 1 for run in runs)
