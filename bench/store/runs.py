@@ -45,12 +45,13 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def listed(folder: str | Path) -> tuple[list[str], list[str]]:
     """Run files and parquets of runs below a folder, each in a fixed order: run files by path, parquets top down."""
-    loose, gathered = [], []
+    loose, places = [], []
     for at, folders, names in os.walk(folder):
         folders.sort()
         loose += [f"{at}{os.sep}{name}" for name in names if name.endswith(".json") and not name.startswith(".")]
-        gathered += [f"{at}{os.sep}{name}" for name in names if name == GATHERED]
-    return sorted(loose, key=_parts), gathered
+        places.append(f"{at}{os.sep}{GATHERED}")
+    # Looked for afterwards: what was compacted while we walked lies in one that may not have been there before.
+    return sorted(loose, key=_parts), [file for file in places if os.path.isfile(file)]
 
 
 def _parts(path: str) -> list[str]:

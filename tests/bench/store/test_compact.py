@@ -215,6 +215,21 @@ def test_readers_and_writers_beside_it_miss_nothing(tmp_path):
     assert len(read_runs(folder)) == 160
 
 
+def test_what_is_first_compacted_during_a_walk_is_found(folder, monkeypatch):
+    walk, count = os.walk, len(read_runs(folder))
+
+    def slow(top):
+        for i, found in enumerate(walk(top)):
+            yield found
+            if i == 0:
+                with monkeypatch.context() as patch:
+                    patch.setattr(os, "walk", walk)
+                    compact.compact(folder)
+
+    monkeypatch.setattr(os, "walk", slow)
+    assert len(read_runs(folder)) == count
+
+
 def test_parquets_of_several_machines_become_one(tmp_path):
     for i, name in enumerate("ab"):
         compact.compact(save(tmp_path / "runs" / name, [run("uchida", "prune", i, [point()])]) / "runs")
