@@ -1,6 +1,6 @@
 """Which memory layout and precision make a training step quicker: channels_last and bfloat16 autocast against NCHW in
-float32, for the networks of conf/model. Above 1: quicker. What bench.models.to_device and `train.precision=auto` choose
-follows from this table.
+float32, for every preset of conf/model. Above 1: quicker. Of float32's layouts bench.models.anatomy chooses by a rule
+that follows from this table; whether bfloat16 is worth it bench.precision measures for each network, at its own batch.
 
     python benchmarks/layout.py [--quick] [--json FILE] [--device cuda]
 """
@@ -14,19 +14,11 @@ import subject
 import torch
 from torch.nn import functional
 
+from bench.cli.usage import options
 from bench.experiment import Experiment
 
-MODELS = (
-    "alexnet",
-    "coatnet_pico",
-    "convnext_atto",
-    "densenet121",
-    "efficientnet_b0",
-    "googlenet",
-    "mobilenetv3_large",
-)
-MODELS += ("regnetx_002", "resnet18", "resnet18+small", "resnet34", "swin_tiny", "vgg13_bn", "vit_tiny")
-MODELS += ("wide_resnet50_2",)
+# Presets that name no network of their own, and those of other tasks than classification.
+OPEN = ("timm", "torchvision", "unet", "dncnn", "dncnn8", "resnet_ir", "resnet_ir4")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -53,12 +45,10 @@ def main() -> None:
     rounds = args.rounds or (2 if args.quick else 5)
     batch, steps = (16, 1) if args.quick else (64, 2)
     lines = []
-    for name in MODELS:
-        if args.only not in name:
+    for name in options("model"):
+        if args.only not in name or name in OPEN:
             continue
-        preset, _, stem = name.partition("+")
-        more = (f"model.stem={stem}",) if stem else ()
-        x = subject.experiment(64, f"model={preset}", *more, f"device={args.device}", "method=none")
+        x = subject.experiment(64, f"model={name}", f"device={args.device}", "method=none")
         cases = {
             f"{layout}{', bfloat16' if half else ''}": stepper(x, LAYOUTS[layout], half, batch, steps)
             for half in (False, True)

@@ -153,6 +153,8 @@ def _explain(error: Exception, trial: list[str]) -> str:
         try:
             node = OmegaConf.select(composed(words), parent) if parent else composed()
             names = [str(k) for k in node if k != "_target_"]
+            if name in names and OmegaConf.is_dict(node[name]):
+                return f"{key} has entries of its own: change one, {key}.NAME=VALUE, or add one, ++{key}.NAME=VALUE"
         except (HydraException, OmegaConfBaseException, TypeError):
             names = list(GROUPS)
         return f"{key}: no such key; {near(name, names)}"

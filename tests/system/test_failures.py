@@ -36,6 +36,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["method.lamda_=3"], "method.lamda_: no such key; did you mean 'lambda_'?"),
         (["sed=3"], "did you mean 'seed'"),
         (["+method.extra=3"], "method.extra: no such key"),
+        (["train=fast", "train.finetune={momentum:0.5}"], "add one, ++train.finetune.NAME=VALUE"),
         (["seed=1,2"], "add -m"),
         (["attack.ratios=[0.1"], "cannot read attack.ratios=[0.1"),
         (["model=timm"], "model.name has no value: give model.name=..."),
