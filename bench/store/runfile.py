@@ -46,7 +46,7 @@ def read_loose(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             run = json.loads(file.read())
-        run["config"], run["env"]
+        run["config"].keys(), run["env"]
         for row in run["rows"]:
             if missing := FIELDS - row.keys():
                 raise KeyError(", ".join(sorted(missing)))
