@@ -152,12 +152,14 @@ def test_short_stages_write_nothing_and_no_address_knows_of_it(tmp_path, monkeyp
         assert spec.digest(y.mark_identity) == spec.digest(x.mark_identity)
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0), *(pytest.param(s, marks=COMPLETE) for s in (1, 2, 3))])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(0), pytest.param(1, marks=COMPLETE), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_command_killed_at_random_goes_on(tmp_path, seed):
-    words = [*TINY, "method=none", "attack=none", "train.epochs=40", NO_WAIT, f"results_dir={tmp_path}/a"]
+    words = [*TINY, "method=none", "attack=none", "train.epochs=16", NO_WAIT, f"results_dir={tmp_path}/a"]
     process = [sys.executable, "-m", "bench", *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    wait = random.Random(seed).uniform(0.0, 2.0)
+    wait = random.Random(seed).uniform(0.0, 1.0)
     begun = subprocess.Popen(process, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "a" / "cache" / "host"
     while not [*folder.glob("*.partial/1.safetensors")]:
