@@ -14,6 +14,7 @@ from bench import run, spec, stages
 from bench.data import images
 from bench.errors import ConfigError, UserError
 from bench.models import base, cifarnet
+from bench.train import _norm_biases as fast
 from tests.helpers import build_attack, command, config, restoration, snapshots, tiny
 
 NARROW = ("model=cifarnet", "model.widths=[24,32,32]", "data.flip=false")
@@ -99,6 +100,17 @@ def test_biases_train_faster_and_decay_the_same():
     assert [len(group["params"]) for group in (one, two)] == [3, 1]
     assert two["lr"] == 64 * one["lr"]
     assert two["lr"] * two["weight_decay"] == pytest.approx(one["lr"] * one["weight_decay"])
+
+
+def test_only_biases_without_trained_scales_are_fast(net):
+    train = spec.build(config("train=fast").train, "train")
+
+    def rates(network: nn.Module) -> list[int]:
+        groups = train.optimizer_for([*network.parameters()], fast(network)).param_groups
+        return [len(group["params"]) for group in groups]
+
+    assert rates(net)[1] == 6
+    assert len(rates(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))) == 1  # a ReLU's units would die
 
 
 def test_labels_are_smoothed_for_the_owner_alone(experiment, net):
