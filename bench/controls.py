@@ -54,7 +54,7 @@ def random_keys(x: Experiment) -> dict[str, Any] | None:
     tried = cached(x.cache, "control", identity, build, x.say)
     if not tried["ber"]:
         return None
-    passed = [metrics.is_detected(p, x.verify.alpha) for p in tried["log10_p"]]
+    passed = [metrics.is_detected(p, x.verify.alpha, x.readings) for p in tried["log10_p"]]
     hits = sum(ok and accepted for ok, accepted in zip(passed, tried["accepts"], strict=True))
     found = {"random_keys": len(passed), "false_positives": hits}
     return found | {"mean_ber": float(np.mean(tried["ber"])), "least_log10_p": min(tried["log10_p"])}

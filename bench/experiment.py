@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bench import machine, precision, spec
-from bench.errors import ConfigError
+from bench.errors import ConfigError, among, checked
 from bench.loggers import Log, Logger
 from bench.models.base import Network
 from bench.progress import Progress, Say, silent, unseen
@@ -22,17 +22,23 @@ from bench.store.runfile import run_path
 from bench.train import Train
 from bench.types import Attack, Method, Row, Task
 
+JUDGE = 2  # 2: both tails, alignment, strengths chosen on validation, fidelity against a host trained as long
+
 
 @dataclass(frozen=True)
 class Verify:
     """The judge's numbers: the p-value at which a mark is detected; utility points an attack may cost (None: the task's
-    own number); how many random keys are tried on the victim, the control that measures false positives."""
+    own number); how many random keys are tried on the victim, the control that measures false positives. align:
+    `committed`, a suspect that does not verify has its channels put back by the copy that the owner committed together
+    with the key (bench.models.align), and is read again; `none`."""
 
     alpha: float
     max_damage: float | None
     keys: int
+    align: str = among("none", "committed")
 
     def __post_init__(self) -> None:
+        checked(self, "verify")
         if not 0 < self.alpha < 1 or (self.max_damage or 0) < 0 or self.keys < 0:
             raise ConfigError("verify: alpha must be in (0, 1), max_damage and keys at least 0")
 
@@ -113,8 +119,28 @@ class Experiment:
         """All that determines the marked weights and the key."""
         method = spec.identity(self.method, "method")
         named = {"name": self.method_name, "version": self.method.version, **method}
-        tuned = {} if self.method.from_scratch or not self.train.finetune else {"finetune": self.train.finetune}
-        return {**self.host_identity, **tuned, "method": named}
+        return {**self.host_identity, **self._tuned, "method": named}
+
+    @cached_property
+    def baseline_identity(self) -> dict[str, Any]:
+        """All that determines the unmarked network that was trained as long as the marked one."""
+        trains = self.method.trains_on
+        return {**self.host_identity, **self._tuned, "on": trains} if trains else self.host_identity
+
+    @property
+    def _tuned(self) -> dict[str, Any]:
+        return {} if self.method.from_scratch or not self.train.finetune else {"finetune": self.train.finetune}
+
+    @property
+    def readings(self) -> int:
+        """In how many ways a suspect may verify: by position and, where the judge aligns, after that."""
+        aligns = self.verify.align == "committed" and self.method.marks and self.method.access == "weights"
+        return 2 if aligns else 1
+
+    @property
+    def tests(self) -> int:
+        """Among how many tests alpha is shared: readings, and for signs of weights both tails."""
+        return self.readings * (2 if self.method.signs else 1)
 
     @cached_property
     def hashes(self) -> tuple[str, str]:
@@ -122,7 +148,8 @@ class Experiment:
         other = {} if self.other is None else {"transfer": self.other.identity}  # by content, not by place
         attack = spec.identity(self.attack, "attack", **other)
         attack = {"name": self.attack_name, "version": self.attack.version, **attack}
-        everything = {**self.mark_identity, "attack": attack, "verify": spec.canonical(self.verify)}
+        judge = {"judge": JUDGE, **spec.canonical(self.verify)}
+        everything = {**self.mark_identity, "attack": attack, "verify": judge}
         run_id = spec.digest(everything)
         everything.pop("seed")
         # An attacker's seed that follows the replicate's is no part of the cell; one that was chosen is.

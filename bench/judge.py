@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from bench import metrics
 from bench.experiment import Experiment
 from bench.gallery import Gallery
-from bench.models import weights
+from bench.models import align, weights
 from bench.stages import evaluate
 from bench.types import Key, Row, Snapshot, Task
 
@@ -19,12 +20,14 @@ from bench.types import Key, Row, Snapshot, Task
 @dataclass(frozen=True)
 class Judge:
     """Who measures the suspects of one run: with the owner's key (None: nothing is marked), against the utilities of
-    host and victim, {utility_host, utility_victim}; a gallery keeps what marks in pictures look like."""
+    host and victim, {utility_host, utility_victim}; a gallery keeps what marks in pictures look like. `committed`: the
+    marked network as it was committed with the key, by which a suspect's channels are put back (verify.align)."""
 
     x: Experiment
     key: Key | None
     utilities: dict[str, float]
     gallery: Gallery | None = None
+    committed: nn.Module | None = None
 
     def row(self, snapshot: Snapshot, **known: Any) -> Row:
         """The owner's bits, the claim's if there is one, and utility, unless it is `known` already."""
@@ -36,15 +39,36 @@ class Judge:
             values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
         if "utility" not in values:
             values["utility"] = evaluate(x, task, snapshot.model)
+        if task.size("validation"):
+            values["utility_validation"] = evaluate(x, task, snapshot.model, "validation")
         if key is not None:
             error, log10_p, ok = judged(x, snapshot.model, key)
-            values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok}
+            values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok, "tests": x.tests}
+            if not ok and x.readings > 1:
+                values |= self.aligned(snapshot.model)
             if self.gallery:
                 self.gallery.add(x, snapshot.model, key, snapshot.knob, snapshot.strength)
         if snapshot.claim is not None:
             error, log10_p, ok = judged(x, snapshot.model, snapshot.claim)
             values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
         return x.row(snapshot.knob, strength=snapshot.strength, **values)
+
+    def aligned(self, model: nn.Module) -> dict[str, Any]:
+        """Values of a row for a suspect that does not verify by position: what it reads, and whether it verifies, after
+        its channels were put back."""
+        x, key = self.x, self.key
+        try:
+            found = align.aligned(self.reference, model)
+        except align.OtherShapes as error:
+            return {"align": f"not aligned: {error}"}
+        error, log10_p, ok = judged(x, found.model, key)
+        return {"ber_aligned": error, "log10_p_aligned": log10_p, "detected": ok, "align": _said(found)}
+
+    @cached_property
+    def reference(self) -> align.Reference:
+        """The committed copy without what the key reads: who looks at that aligns strangers until they verify."""
+        unread = align.hidden(self.x.method, self.committed, self.key)
+        return align.prepared(self.committed, unread, self.x.task.example())
 
     def control(self, task: Task, snapshot: Snapshot) -> Row:
         """The row of what is unmarked, on a task's pictures; it belongs to this run all the same."""
@@ -53,12 +77,20 @@ class Judge:
         return replace(row, run_id=run_id, config_hash=config_hash)
 
 
+def _said(found: align.Aligned) -> str:
+    """What the alignment did to a suspect, in words."""
+    parts = [f"{found.moved} families moved", f"correlation {found.score:.2f}"]
+    parts += [f"{found.merged} units merged"] * bool(found.merged) + ["rescaled"] * found.scaled
+    parts += [f"{found.bare} families bare"] * bool(found.bare) + ["not settled"] * (not found.converged)
+    return ", ".join(parts)
+
+
 def judged(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool]:
     """(BER, log10 p, detected) of one claim: bits match at p <= alpha, and every prescribed check passes."""
     # A network of another architecture has no such weights: no evidence, which is half an error a bit.
     soft = x.method.extract(model, key, x.task) if carries(x, model, key) else torch.full((key.n_bits,), 0.5)
     error, log10_p = x.method.evidence(soft, key)
-    return error, log10_p, metrics.is_detected(log10_p, x.verify.alpha) and x.method.accepts(key)
+    return error, log10_p, metrics.is_detected(log10_p, x.verify.alpha, x.readings) and x.method.accepts(key)
 
 
 def carries(x: Experiment, model: nn.Module, key: Key) -> bool:

@@ -34,8 +34,9 @@ def device_name(device: torch.device) -> str:
 
 
 def device_of(net: nn.Module) -> torch.device:
-    """Where a network lives: by its first parameter or, where quantisation left none, its first buffer."""
-    return next(net.parameters(), next(net.buffers(), torch.empty(0))).device
+    """Where a network lives: by its first buffer or, where there is none, its first parameter."""
+    found = next(net.buffers(), None)  # quantisation leaves no parameters, and a service shows none
+    return (next(net.parameters(), torch.empty(0)) if found is None else found).device
 
 
 def deterministic(threads: int | None) -> None:

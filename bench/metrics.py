@@ -39,26 +39,28 @@ def matches(error: float, n: int) -> int:
     return math.floor(n * (1 - error) + 1e-6)
 
 
-def log10_p(error: float, n: int) -> float:
+def log10_p(error: float, n: int, tails: int = 1) -> float:
     """log10 P[Binomial(n, 1/2) >= matches]: the chance that a random message matches at least as well.
 
-    Summed in logarithms: scipy's binom.logsf takes the logarithm of a tail that has already underflowed to 0
-    (-inf for 2,047 of 2,048), and a table needs the number.
+    tails 2: at least as well or, all bits inverted, at least as badly, for bits that are signs. Summed in logarithms:
+    scipy's binom.logsf takes the logarithm of a tail that has already underflowed to 0 (-inf for 2,047 of 2,048), and a
+    table needs the number.
     """
-    k = np.arange(matches(error, n), n + 1)
+    k = np.arange(matches(error if tails == 1 else min(error, 1 - error), n), n + 1)
     terms = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) - n * math.log(2)
-    return min(0.0, float(logsumexp(terms)) / math.log(10))
+    return min(0.0, (float(logsumexp(terms)) + math.log(tails)) / math.log(10))
 
 
-def is_detected(log10_p_value: float, alpha: float) -> bool:
-    """The protocol's verdict on bits: p <= alpha (compared with a relative slack of 1e-12 for rounding)."""
-    return log10_p_value <= math.log10(alpha) + 1e-12
+def is_detected(log10_p_value: float, alpha: float, readings: int = 1) -> bool:
+    """The protocol's verdict on bits: p <= alpha, shared among so many readings of which the best counts (Bonferroni);
+    compared with a relative slack of 1e-12 for rounding."""
+    return log10_p_value + math.log10(readings) <= math.log10(alpha) + 1e-12
 
 
 @cache
-def matches_needed(n: int, alpha: float) -> int | None:
-    """Fewest matches of n that are a detection at alpha; None where n bits cannot reach it."""
-    return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n), alpha)), None)
+def matches_needed(n: int, alpha: float, tests: int = 1) -> int | None:
+    """Fewest matches of n that are a detection at alpha, shared among so many tests; None where n cannot reach it."""
+    return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n), alpha, tests)), None)
 
 
 def t_interval(values: Iterable[float]) -> tuple[float, float | None]:
@@ -69,7 +71,7 @@ def t_interval(values: Iterable[float]) -> tuple[float, float | None]:
     return float(x.mean()), float(stdtrit(x.size - 1, 0.975) * x.std(ddof=1) / math.sqrt(x.size))
 
 
-def wilson(errors: float, trials: int) -> tuple[float, float]:
+def wilson(errors: float, trials: float) -> tuple[float, float]:
     """95% Wilson score interval of a proportion (pooled wrong bits of `trials` bits)."""
     if trials == 0:
         return 0.0, 1.0
@@ -78,6 +80,18 @@ def wilson(errors: float, trials: int) -> tuple[float, float]:
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
     # At the ends the exact bound is 0 or 1; the subtraction leaves 1e-17 of it.
     return (0.0 if errors == 0 else centre - half), (1.0 if errors == trials else centre + half)
+
+
+def pooled(errors: Iterable[float], trials: Iterable[float]) -> tuple[float, float]:
+    """95% interval of a proportion from replicates that may differ: Wilson's over the pooled errors of all trials, its
+    variance times the replicates' dispersion (chi square over degrees of freedom) where that is above 1."""
+    wrong, n = np.asarray([*errors], float), np.asarray([*trials], float)
+    total, all_ = float(wrong.sum()), float(n.sum())
+    spread = 1.0
+    if len(n) > 1 and 0 < total < all_:
+        share = total / all_
+        spread = max(1.0, float(((wrong - n * share) ** 2 / (n * share * (1 - share))).sum()) / (len(n) - 1))
+    return wilson(total / spread, all_ / spread)
 
 
 def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
@@ -107,6 +121,23 @@ def is_control(knob: str) -> bool:
     return knob == "host" or knob.startswith("clean/")
 
 
+ALIGNED, INVERTED = "aligned", "inverted"
+
+
+def reading(row: Mapping[str, Any]) -> tuple[float | None, str]:
+    """(bit error rate, how) of the reading a verdict rests on: by position, or `aligned` where that says more than
+    chance would (p <= 1%) and more than the position; `inverted`: detected with all bits the other way round, whose
+    rate counts from 1 downwards."""
+    error, how = row.get("ber"), ""
+    if missing(error):
+        return None, how
+    if not missing(row.get("ber_aligned")) and row["log10_p_aligned"] < min(-2.0, row["log10_p"]):
+        error, how = row["ber_aligned"], ALIGNED
+    if error > 0.5 and not missing(row["detected"]) and bool(row["detected"]):
+        return 1 - error, INVERTED
+    return error, how
+
+
 def damage(row: Mapping[str, Any]) -> float | None:
     """victim - suspect, in utility points, signed; None where the attacker changed the task."""
     if missing(row["utility"]) or missing(row["utility_victim"]):
@@ -122,7 +153,8 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
                       keys did on the victim, where the row says how many were tried: see `false_alarm`)
     unmarked          there is no message to look for
     not embedded      the victim does not verify before any attack: what follows says nothing about attacks
-    survived          the owner's mark is detected
+    survived          the owner's mark is detected; "survived (aligned)": only after the judge put channels back
+    inverted          it is detected, all of its bits the other way round: the mark is there
     removed           it is not, and the model still works (damage <= max_damage)
     destroyed         the mark (or the owner's sole claim) is gone, but so is the model (damage > max_damage)
     lost              it is not detected, on another task, where damage is undefined
@@ -143,7 +175,8 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
         return "forged" if claim else "resisted"
     hurt = damage(row)
     if owner and not claim:
-        return "survived"
+        how = reading(row)[1]
+        return how if how == INVERTED else f"survived ({how})" if how else "survived"
     if hurt is not None and hurt > max_damage:
         return "destroyed"
     if claim:

@@ -64,9 +64,10 @@ def rows(x: Experiment, shown: Gallery | None = None) -> Iterator[Row]:
     """
     # The mark first: it draws its key, and so refuses what cannot be, before anything is trained.
     entry = stages.mark(x) if x.method.marks else stages.host(x)
-    unmarked = stages.host(x)
+    unmarked = stages.baseline(x)
     victim, key = stages.opened(x, entry)
-    judge = Judge(x, key, {"utility_host": unmarked["utility"], "utility_victim": entry["utility"]}, shown)
+    utilities = {"utility_host": unmarked["utility"], "utility_victim": entry["utility"]}
+    judge = Judge(x, key, utilities, shown, committed=victim)
     if x.method.marks:
         # A method that adds a module is tried on the host with an innocent one.
         host = stages.load_weights(stages.skeleton(x), unmarked.path)

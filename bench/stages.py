@@ -32,6 +32,26 @@ def host(x: Experiment) -> Entry:
     return cached(x.cache, "host", x.host_identity, build, x.say)
 
 
+def baseline(x: Experiment) -> Entry:
+    """The unmarked network that a victim is compared with: the host or, where embedding trained that further, one that
+    was trained as long on the same without a mark."""
+    trains = x.method.trains_on if x.method.marks else ""
+    if not trains:
+        return host(x)
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = load_weights(fresh(x), host(x).path)
+        x.say(f"host: training on without a mark, on {trains}")
+
+        def trained(fit: Fit) -> nn.Module:
+            task = owned(x, fit)
+            return fit(model, task, **({"loss": branches.own_outputs(model, task)} if trains == "outputs" else {}))
+
+        return make(x, folder, owner_fit(x), trained)[1]
+
+    return cached(x.cache, "host", x.baseline_identity, build, x.say)
+
+
 def mark(x: Experiment, warn: bool = True) -> Entry:
     """The marked network and its key; warns where bits are missing."""
     entry = cached(x.cache, "mark", x.mark_identity, lambda folder: _embedded(x, folder), x.say)
@@ -75,9 +95,9 @@ def make(
     return model, {"utility": evaluate(x, x.task, model), **cost}
 
 
-def evaluate(x: Experiment, task: Task, model: nn.Module) -> float:
+def evaluate(x: Experiment, task: Task, model: nn.Module, split: str = "test") -> float:
     with x.progress("measuring", None):
-        return task.utility(model)
+        return task.utility(model, split)
 
 
 def fresh(x: Experiment, role: str = "owner") -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -12,33 +14,45 @@ from bench.types import Key, Victim
 
 
 class Service(nn.Module):
-    """A network behind its outputs: pictures rounded to 8 bits, no weights, buffers, modules or gradients."""
+    """A network behind its outputs: no weights, buffers, modules or gradients. It gives pictures, rounded to 8 bits,
+    logits [B, C] or, where `labels` is said, the class alone, int64 [B].
 
-    def __init__(self, model: nn.Module):
+    PermissionError for whoever asks for its parameters.
+    """
+
+    def __init__(self, model: nn.Module, gives: str):
         super().__init__()
         self.register_buffer("place", torch.empty(0, device=device_of(model)))  # where it is to be called
+        shown = {"pictures": seen, "classes": lambda logits: logits, "labels": lambda logits: logits.argmax(1)}[gives]
 
         def ask(images: Tensor) -> Tensor:
             with torch.no_grad():
-                return seen(model(images))
+                return shown(model(images))
 
         self.ask = ask  # a closure: as an attribute the network would be a part of this one
 
     def forward(self, images: Tensor) -> Tensor:
         return self.ask(images)
 
+    def _closed(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise PermissionError("the attack knows what the network gives, not its parameters: attack.knows")
+
+    parameters = named_parameters = state_dict = load_state_dict = get_parameter = _closed
+
 
 def stolen(x: Experiment, model: nn.Module, key: Key | None) -> Victim:
     """What the attacker of a configuration is handed of `victim`, and nothing beyond what it `knows`."""
-    privileged = {"layer", "key"} & set(x.attack.knows)
+    knows = set(x.attack.knows)
+    privileged = {"layer", "key"} & knows
+    gives = "labels" if "outputs" not in knows and x.task.gives == "classes" else x.task.gives
     return Victim(
-        model if x.method.released else Service(model),
+        model if x.method.released and "weights" in knows else Service(model, gives),
         x.method,
         x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
         other=x.other.view("attacker") if x.other else None,
         fresh=lambda seed: x.task.build(x.model, seed),
         where=key.where if key and privileged else None,
-        key=key if "key" in x.attack.knows else None,
+        key=key if "key" in knows else None,
     )
 
 

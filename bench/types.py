@@ -225,7 +225,8 @@ class Method:
     `version` enters the hash of everything embedded: raise it when the same configuration would give other weights.
     `marks` is False for the one that carries no message. `boundary` is the p-value that the method's own paper asks
     for, if it names one. `access` is what extraction reads of a suspect: `weights`, or `outputs` alone: every network
-    counts then, and `read` and `readings` say what a picture shows (bench.gallery). `tunable`: whether `again` depends
+    counts then, and `read` and `readings` say what a picture shows (bench.gallery). `signs`: whether bits are signs of
+    weights, so that all of them inverted tell of the mark as well. `tunable`: whether `again` depends
     on its factor. A field that names a file (spec.file()) or a node with a `_target_` is hashed by content.
     """
 
@@ -233,6 +234,7 @@ class Method:
     marks: ClassVar[bool] = True
     boundary: ClassVar[float | None] = None
     access: ClassVar[str] = "weights"
+    signs: ClassVar[bool] = False
     tunable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -247,6 +249,12 @@ class Method:
     def from_scratch(self) -> bool:
         """Whether `embed` starts from an untrained network, not from the host (Uchida et al. 2017, Sec. 3.2)."""
         return False
+
+    @property
+    def trains_on(self) -> str:
+        """What `embed` trains a trained host on, mark or no mark: `labels`, `outputs` (its own), or nothing (""). The
+        judge compares with a host that was trained likewise without a mark."""
+        return ""
 
     def again(self, factor: float) -> Method:
         """The method as an attacker embeds with it: into a trained network, its strength (lambda) times `factor`."""
@@ -279,9 +287,10 @@ class Method:
         return True
 
     def evidence(self, soft: Tensor, key: Key) -> tuple[float, float]:
-        """(BER, log10 p) of soft bits [n]: the binomial null of a random message, unless the method states another."""
+        """(BER, log10 p) of soft bits [n]: the binomial null of a random message, unless the method states another; in
+        both tails where bits are `signs`."""
         error = metrics.ber(soft, key.message)
-        return error, metrics.log10_p(error, key.n_bits)
+        return error, metrics.log10_p(error, key.n_bits, 2 if self.signs else 1)
 
     def trials(
         self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
@@ -366,7 +375,9 @@ class TunedAttack(Attack):
 class Row:
     """One result: fields, order and meaning are the protocol's. None where a value does not apply. ber in [0, 1];
     log10_p <= 0; utility in the task's unit (top-1 accuracy: percent); seconds and peak_mb: what this point cost the
-    attacker."""
+    attacker. Later than the first run files, in which they are null: utility_validation, by which an attacker chooses
+    among strengths; what is read after the judge put channels back (`align` says what it did); tests, among which
+    alpha is shared."""
 
     run_id: str
     method: str
@@ -395,6 +406,12 @@ class Row:
     config_hash: str = ""
     commit: str | None = None
     created_at: str = ""
+    utility_validation: float | None = None
+    ber_aligned: float | None = None
+    log10_p_aligned: float | None = None
+    align: str | None = None
+    tests: int | None = None
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))
+ROW_LATER = ROW_FIELDS[ROW_FIELDS.index("created_at") + 1 :]  # not in the first run files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -27,6 +26,7 @@ class Regulariser(Method):
     # How the bits' cross-entropies are joined: Uchida's Eq. 3 adds them, NeuralMark's averages them.
     reduction: ClassVar[str] = "mean"
     tunable = True
+    signs = True
 
     n_bits: int = within(1)
     lambda_: float = within(0)
@@ -36,6 +36,10 @@ class Regulariser(Method):
     @property
     def from_scratch(self) -> bool:
         return self.situation == "scratch"
+
+    @property
+    def trains_on(self) -> str:
+        return {"finetune": "labels", "distill": "outputs"}.get(self.situation, "")
 
     def again(self, factor: float) -> Regulariser:
         return replace(self, situation="finetune", lambda_=factor * self.lambda_)
@@ -62,9 +66,6 @@ class Regulariser(Method):
 
     def train(self, host: nn.Module, task: Task, fit: Fit, **how: Any) -> nn.Module:
         """`fit` on the labels, or on the host's own outputs where the situation is `distill`."""
-        if self.situation != "distill":
-            return fit(host, task, **how)
-        teacher = copy.deepcopy(host).eval().requires_grad_(False)
-        if branches.branch(teacher) is not None:  # it is untrained: the host's outputs are those without it
-            branches.detach(teacher)
-        return fit(host, task, loss=lambda model, batch: task.distill(model, teacher, batch), **how)
+        if self.situation == "distill":
+            how["loss"] = branches.own_outputs(host, task)
+        return fit(host, task, **how)

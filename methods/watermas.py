@@ -42,6 +42,8 @@ class Watermas(Method):
     Secret `positions` [n, 2]: index into the key's layer names, position in that weight.
     """
 
+    signs = True
+
     n_bits: int = within(1)
     amplitude: float
     sharpness: float
@@ -59,6 +61,10 @@ class Watermas(Method):
     @property
     def from_scratch(self) -> bool:
         return self.situation == "scratch"
+
+    @property
+    def trains_on(self) -> str:
+        return "" if self.from_scratch else "labels"
 
     def again(self, factor: float) -> Watermas:
         """No factor: a substitution is made or not."""

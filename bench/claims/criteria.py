@@ -34,7 +34,8 @@ def no_bit_lost(runs: list[Run], most: float) -> Finding:
     for (knob, strength), pairs in findings.grouped(runs).items():
         lost = sum(max(0.0, wrong_bits(row) - wrong_bits(run.victim)) for run, row in pairs)
         bits = sum(row.n_bits for _, row in pairs)
-        low, high = metrics.wilson(lost, bits)
+        each = [max(0.0, wrong_bits(row) - wrong_bits(run.victim)) for run, row in pairs]
+        low, high = metrics.pooled(each, [row.n_bits for _, row in pairs])
         verdict = FAILED if low > 0 else HELD if high <= most and not before else OPEN
         cost = findings.mean_damage(row for _, row in pairs)
         text = f"{lost:g} more of {bits} bits wrong" if before else f"{lost:g} of {bits} bits lost"
@@ -59,7 +60,7 @@ def survives(runs: list[Run], claimed: bool = False) -> Finding:
     if not runs:
         return Finding(OPEN, "no such runs")
     verify, n = runs[0].config.verify, runs[0].victim.n_bits
-    need = metrics.matches_needed(n, verify.alpha)
+    need = metrics.matches_needed(n, verify.alpha, runs[0].victim.tests or 1)
     if need is None:
         return Finding(OPEN, f"{n} bits cannot be detected at alpha {verify.alpha:g}")
     limit, units = 1 - need / n, {run.unit for run in runs}
@@ -75,7 +76,7 @@ def survives(runs: list[Run], claimed: bool = False) -> Finding:
         if left and kept == len(pairs):
             continue
         wrong, bits = sum(wrong_bits(row) for _, row in pairs), sum(row.n_bits for _, row in pairs)
-        low, high = metrics.wilson(wrong, bits)
+        low, high = metrics.pooled([wrong_bits(row) for _, row in pairs], [row.n_bits for _, row in pairs])
         verdict = HELD if high <= limit and kept == len(pairs) else FAILED if low > limit else OPEN
         text = f"BER {wrong / bits:.3f} ({low:.3f} to {high:.3f}) at {knob} {findings.number(strength)}"
         text += f", detected in {kept} of {len(pairs)}"

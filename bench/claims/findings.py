@@ -82,7 +82,7 @@ def mean_bers(runs: list[Run]) -> list[float] | None:
 
     An overwriting without training, say, has no strength and counts for nothing.
     """
-    found = [{(r.knob, r.strength): r.ber for r in run.points if r.strength is not None} for run in runs]
+    found = [{(r.knob, r.strength): error(r) for r in run.points if r.strength is not None} for run in runs]
     shared = [at for at in found[0] if all(at in bers for bers in found)]
     return [float(np.mean([bers[at] for at in shared])) for bers in found] if shared else None
 
@@ -147,7 +147,12 @@ def interval(values: Iterable[float]) -> tuple[float, float, float]:
 
 
 def wrong_bits(row: Row) -> float:
-    return row.ber * row.n_bits
+    return error(row) * row.n_bits
+
+
+def error(row: Row) -> float:
+    """The BER of the reading that the row's verdict rests on."""
+    return metrics.reading(asdict(row))[0]
 
 
 def mean_damage(rows: Iterable[Row]) -> str:
@@ -170,7 +175,11 @@ def envelope(run: Run, knobs: list[str] | None = None) -> tuple[np.ndarray, np.n
     The victim itself is the first point, and a point without damage, on another task, is none. Damage below 0 counts as
     0, and a BER above one half as one half: a mark that reads as chance cannot be hurt any more.
     """
-    points = [(metrics.damage(asdict(row)), row.ber) for row in run.points if knobs is None or row.knob in knobs]
+    points = [
+        (metrics.damage(found := asdict(row)), metrics.reading(found)[0])
+        for row in run.points
+        if knobs is None or row.knob in knobs
+    ]
     pairs = [(0.0, min(run.victim.ber, CHANCE))]
     pairs += [(max(0.0, hurt), min(error, CHANCE)) for hurt, error in points if hurt is not None]
     damage, error = np.array(sorted(pairs)).T

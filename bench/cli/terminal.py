@@ -142,8 +142,10 @@ def notes(rows: list[Row], goal: str, alpha: float, boundary: float | None, cont
     lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
     bits = next((row.n_bits for row in rows if row.n_bits), None)
     if bits:
-        need = metrics.matches_needed(bits, alpha)
+        tests = next((row.tests for row in rows if row.tests), 1)
+        need = metrics.matches_needed(bits, alpha, tests)
         threshold = f"{need} of {bits} bits" if need is not None else f"more bits than {bits}"
+        threshold += f" (alpha shared among {tests} tests)" if tests > 1 else ""
         lines.append(f"detected: p <= {alpha:g}, {threshold}; host: unmarked, owner's key")
     if controls:
         hits, tried = controls["false_positives"], controls["random_keys"]

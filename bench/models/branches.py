@@ -6,10 +6,15 @@ that no other weight changes its name. Anybody who holds the network sees it, it
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bench.types import Task
 
 NAME = "watermark"
 
@@ -34,6 +39,15 @@ def detach(net: nn.Module) -> nn.Module:
 def branch(net: nn.Module) -> nn.Module | None:
     """The module that `attach` put in, or None."""
     return getattr(net, NAME, None)
+
+
+def own_outputs(net: nn.Module, task: Task) -> Callable[[nn.Module, Any], Tensor]:
+    """A loss (model, batch) against what `net` gives now, without labels. What is attached to it is untrained, and not
+    part of that."""
+    teacher = copy.deepcopy(net).eval().requires_grad_(False)
+    if branch(teacher) is not None:
+        detach(teacher)
+    return lambda model, batch: task.distill(model, teacher, batch)
 
 
 def _add(module: nn.Module, _: nn.Module, args: Any, out: Tensor) -> Tensor:

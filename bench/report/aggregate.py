@@ -13,6 +13,7 @@ from bench import metrics
 from bench.metrics import missing
 from bench.report.words import BEFORE, CELL, axis
 
+MEANS = ("claim_ber", "utility_victim", "utility_host", "seconds")
 POINT = [*CELL, "knob", "strength", "config_hash", "status"]
 GOALS = ("removal", "overwrite", "forge")
 # What a point is called when its seeds disagree: the worst for the owner comes first.
@@ -23,13 +24,14 @@ def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
     point = dict(zip(POINT, key, strict=True)) | {"n": g["seed"].nunique()}
     point |= {name: g[name].iloc[0] for name in ("goal", "alpha", "max_damage", "utility_name")}
     ok = g[g["status"] == "ok"]
-    bits = ok.dropna(subset=["ber", "n_bits"])
-    trials, errors = int(bits["n_bits"].sum()), float((bits["ber"] * bits["n_bits"]).sum())
-    low, high = metrics.wilson(errors, trials) if trials else (math.nan, math.nan)
+    bits = ok.dropna(subset=["reading", "n_bits"])
+    trials, errors = int(bits["n_bits"].sum()), float((bits["reading"] * bits["n_bits"]).sum())
+    low, high = metrics.pooled(bits["reading"] * bits["n_bits"], bits["n_bits"]) if trials else (math.nan, math.nan)
     point |= {"n_bits": ok["n_bits"].max(), "ber": errors / trials if trials else math.nan}
-    point |= {"ber_low": low, "ber_high": high, "log10_p_worst": ok["log10_p"].max()}
+    point |= {"ber_low": low, "ber_high": high, "log10_p_worst": ok["log10_p"].max(), "tests": ok["tests"].max()}
+    point |= {name: (bits["how"] == name).mean() for name in (metrics.ALIGNED, metrics.INVERTED)}
     point |= {name: ok[name].median() for name in ("log10_p", "claim_log10_p")}
-    point |= {name: ok[name].mean() for name in ("claim_ber", "utility_victim", "utility_host", "seconds")}
+    point |= {name: ok[name].mean() for name in (*MEANS, "weighed")}
     point |= {name: ok[name].dropna().astype(float).mean() for name in ("detected", "claim_detected")}
     for name in ("utility", "damage", "fidelity"):
         mean, half = metrics.t_interval(ok[name])
@@ -42,8 +44,9 @@ def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
 
 
 def aggregate(df: pd.DataFrame) -> pd.DataFrame:
-    """One line per variant and strength over its seeds: pooled BER, Wilson and t intervals, verdict.
+    """One line per variant and strength over its seeds: pooled BER, its interval and t intervals, verdict.
 
+    ber: of the readings that verdicts rest on (bench.metrics.reading); aligned, inverted: shares of seeds read so.
     `status` is part of the key: skipped and failed rows get lines of their own and enter no mean. *_half are
     half-widths of 95% t intervals (nan for one seed); detected and claim_detected are shares of seeds.
     """

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.report import cost, pairs, readings, summaries
+from bench.report import cost, pairs, readings, summaries, threats
 from bench.report.aggregate import aggregate, before, points
 from bench.report.labels import variants
 from bench.report.outcomes import outcomes, unsound
@@ -31,8 +31,8 @@ class Part(NamedTuple):
 class Content:
     """runs: the run files; everything: their labelled rows; rows: those without clean/*, of which the host's row stands
     for all; points: every aggregated point, start: of untouched models; cells: outcomes of methods under attacks;
-    unsound: of whom nothing can be said; costs, pairs, readings: as their modules make them; attacks: their labels, in
-    order; parts: the tables that have rows (summary, controls, cost, strengths, pictures)."""
+    unsound: of whom nothing can be said; costs, threats, pairs, readings: as their modules make them; attacks: their
+    labels, in order; parts: the tables that have rows (threats, summary, controls, cost, strengths, pictures)."""
 
     runs: list[dict[str, Any]]
     everything: pd.DataFrame
@@ -42,6 +42,7 @@ class Content:
     cells: pd.DataFrame
     unsound: dict[tuple[str, str, str], str]
     costs: pd.DataFrame
+    threats: pd.DataFrame
     pairs: pd.DataFrame
     readings: pd.DataFrame
     attacks: list[str]
@@ -51,7 +52,8 @@ class Content:
     def frames(self) -> dict[str, pd.DataFrame]:
         """What is written as CSV, by name."""
         (summary,) = self.parts["summary"].tables
-        frames = {"rows": self.everything, "strengths": self.points, "cost": self.costs, "pairs": self.pairs}
+        frames = {"rows": self.everything, "strengths": self.points, "cost": self.costs, "threats": self.threats}
+        frames |= {"pairs": self.pairs}
         frames |= {"pictures": self.readings} if "pictures" in self.parts else {}
         return frames | {"summary": pd.DataFrame(summary.texts, columns=[name for _, name in summary.head])}
 
@@ -65,7 +67,9 @@ def assemble(runs: list[dict[str, Any]]) -> Content:
     every, spent, paired = points(start, agg), cost.costs(rows, cells), pairs.differences(rows)
     read = readings.frame(runs, everything)
     first, rest = summaries.legends(rows)
+    cheapest = threats.cheapest(spent)
     parts = {
+        "threats": Part([threats.table(cheapest)], threats.LEGEND),
         "summary": Part([summaries.summary(rows, start, cells, attacks)], first),
         "controls": Part([summaries.controls(everything)], summaries.CONTROLS),
         "cost": Part([cost.table(spent, attacks)], cost.legend(spent)),
@@ -73,7 +77,7 @@ def assemble(runs: list[dict[str, Any]]) -> Content:
         "pictures": Part([readings.summary(read)], readings.LEGEND),
     }
     parts = {name: part for name, part in parts.items() if any(table.rows for table in part.tables)}
-    return Content(runs, everything, rows, every, start, cells, bad, spent, paired, read, attacks, parts)
+    return Content(runs, everything, rows, every, start, cells, bad, spent, cheapest, paired, read, attacks, parts)
 
 
 def command(words: list[str] | None, seeds: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ from bench.metrics import t_interval
 from bench.report.tables import Cell, Table
 from bench.report.words import BEFORE, CELL, configuration, interval, places, seeds, unit
 
-COLUMNS = [*CELL, "cost", "half", "k", "n", "limit", "utility_name", "text", "kind"]
+COLUMNS = [*CELL, "needs", "cost", "half", "k", "n", "weighed", "seconds", "limit", "utility_name", "text", "kind"]
 
 
 def _cell(g: pd.DataFrame, outcome: Any) -> dict[str, Any]:
@@ -23,10 +23,15 @@ def _cell(g: pd.DataFrame, outcome: Any) -> dict[str, Any]:
     name, limit = next(iter(ok["utility_name"].dropna()), None), g["max_damage"].iloc[0]
     marked = ok[ok["detected"].notna()]
     gone = marked[~marked["detected"].astype(bool)]
-    least = gone.dropna(subset=["damage"]).groupby("seed")["damage"].min()
-    cost, half = t_interval(least)
+    # As the attacker would choose: the images that the damage is told on are not its to see.
+    gone = gone.assign(weighed=gone["weighed"].fillna(gone["damage"]))
+    least = gone.loc[gone.dropna(subset=["damage", "weighed"]).groupby("seed")["weighed"].idxmin()]
+    cost, half = t_interval(least["damage"])
+    if cost < 0 and (half is None or cost + half >= 0):
+        cost = 0.0  # what lies within noise of nothing is not told as a gain
     n = marked["seed"].nunique()
     cell = {"cost": cost, "half": half, "k": len(least), "n": n, "limit": limit, "utility_name": name}
+    cell |= {"needs": g["needs"].iloc[0], **{name: least[name].mean() for name in ("weighed", "seconds")}}
     if outcome.kind in ("na", "invalid"):
         return cell | {"cost": float("nan"), "half": None, "text": outcome.text, "kind": outcome.kind}
     if len(least):
@@ -43,11 +48,13 @@ def _cell(g: pd.DataFrame, outcome: Any) -> dict[str, Any]:
 def costs(df: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """One line per method and attack on its mark: the least damage at which the owner's mark was not detected.
 
-    Over all strengths of a seed, whatever is left of the model (max_damage counts for `kind` only); `cost` and `half`
-    are mean and half-width of the 95% t interval over the `k` of `n` seeds at which it ever went, nan where it never
-    did. A forged claim leaves the mark in place: those attacks have no cost and no line. `cells`: outcomes.outcomes.
+    Over all strengths of a seed, of which the attacker chooses by the damage on validation data (`weighed`), whatever
+    is left of the model (max_damage counts for `kind` only); `cost` and `half` are mean, not below 0 unless the
+    interval is, and half-width of the 95% t interval over the `k` of `n` seeds at which it ever went, nan where it
+    never did. `needs`: what the attacker has to have, in words. A forged claim leaves the mark in place: those attacks
+    have no cost and no line. `cells`: outcomes.outcomes.
     """
-    tried = df[(df["attack"] != "none") & (df["goal"] != "forge")]
+    tried = df[(df["attack"] != "none") & df["goal"].isin(["removal", "overwrite"])]
     groups = dict(iter(tried.groupby(CELL, sort=False)))
     out = []
     for cell in cells.itertuples():
@@ -76,7 +83,8 @@ def legend(cost: pd.DataFrame) -> str:
     limits = " or ".join(f"{x:g}" for x in sorted(cost["limit"].dropna().unique()))
     return (
         "Cost of removal: the least damage (victim - suspect) at which the mark was not detected, over all strengths "
-        f"of a seed and whatever it did to the model (as an attack's success only up to {limits} counts). "
+        f"of a seed and whatever it did to the model (as an attack's success only up to {limits} counts). The strength "
+        "is chosen on validation data, the damage told on test data, and not below 0 unless its interval is. "
         "± is a 95% t interval over the seeds at which the mark went; never: at no strength of any seed."
     )
 

@@ -14,10 +14,18 @@ from bench import metrics
 from bench.store.runs import frame
 
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
-NUMBERS += ["utility", "utility_victim", "utility_host"]
+NUMBERS += [
+    "utility",
+    "utility_victim",
+    "utility_host",
+    "utility_validation",
+    "ber_aligned",
+    "log10_p_aligned",
+    "tests",
+]
 # What a verdict is made of (bench.metrics).
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
-JUDGED += ["random_keys", "false_positives"]
+JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
 NODES, VALUES = ("", "cache.", "logger.", "task.max_damage."), ("attack.seed", "task.max_damage")
 
@@ -102,11 +110,18 @@ def _named(side: str, heads: list[dict], numbers: list[int], flats: list[dict[st
     return labels
 
 
+def _needs(attack: dict[str, Any]) -> str:
+    """What an attacker has to have, in words: what it knows, and data."""
+    return " ".join([*attack.get("knows", ["weights"]), *(["data"] if attack.get("data") == "attacker" else [])])
+
+
 def variants(runs: list[dict]) -> pd.DataFrame:
     """All rows, labelled so that (method_label, attack_label, model, data) is one configuration; with verdicts.
 
-    Adds damage, fidelity and verdict. Of two files of one configuration and seed the newest counts. Verdicts are
-    the protocol's (bench.metrics.verdict).
+    Adds damage, fidelity and verdict; `reading`, the bit error rate that the verdict rests on, and `how` it was read
+    (bench.metrics.reading); `weighed`, the damage by which an attacker chooses among strengths: on the validation
+    split, or nan in rows that were made before it was measured. Of two files of one configuration and seed the newest
+    counts. Verdicts are the protocol's (bench.metrics.verdict).
     """
     newest: dict[tuple, int] = {}
     for i in sorted(range(len(runs)), key=lambda i: str([row["created_at"] for row in runs[i]["rows"]])):
@@ -121,14 +136,21 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     clash = hashes.transform("nunique") > 1
     df.loc[clash, "method_label"] += " #" + df.loc[clash, "config_hash"].str[:6]
     df[NUMBERS] = df[NUMBERS].apply(pd.to_numeric)
-    damages, verdicts = [], []
+    damages, verdicts, readings = [], [], []
     for values in zip(*(df[name].to_numpy(object) for name in JUDGED), strict=True):
         row = dict(zip(JUDGED, values, strict=True))
         damages.append(metrics.damage(row))
         verdicts.append(metrics.verdict(row, row["goal"], row["max_damage"]))
+        readings.append(metrics.reading(row))
     df["damage"] = pd.to_numeric(pd.Series(damages, dtype=object))
     df["fidelity"] = df["utility_host"] - df["utility_victim"]
     df["verdict"] = verdicts
+    df["needs"] = np.repeat(np.array([_needs(run["config"]["attack"]) for run in runs], dtype=object), counts)
+    df["reading"] = pd.to_numeric(pd.Series([error for error, _ in readings], dtype=object))
+    df["how"] = [how for _, how in readings]
+    before = df["knob"].eq("none") & df["status"].eq("ok")
+    own = df["run_id"].map(df[before].drop_duplicates("run_id").set_index("run_id")["utility_validation"])
+    df["weighed"] = (own - df["utility_validation"]).where(df["damage"].notna())
     # One control that detects is enough, and the host's row is the one that everybody looks at.
     alarmed = df["run_id"].isin(df.loc[df["verdict"] == "FALSE ALARM", "run_id"])
     df.loc[alarmed & (df["knob"] == "host"), "verdict"] = "FALSE ALARM"

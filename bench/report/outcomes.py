@@ -6,7 +6,10 @@ import math
 
 import pandas as pd
 
+from bench.metrics import ALIGNED, INVERTED
 from bench.report.words import BEFORE, CELL, unit
+
+ALIVE = ("survived", INVERTED)
 
 UNSOUND = {
     "INVALID": "the unmarked host verifies under the owner's key, or random keys do",
@@ -30,7 +33,8 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
     gone = ok[ok["verdict"].isin(["removed", "overwritten"])]
     if len(gone):  # the owner's mark is lost either way: what counts is the least damage
         hits = gone["damage"].groupby(point)
-        at = hits.mean().fillna(math.inf).idxmin()
+        # As the attacker would choose among strengths: the images that the damage is told on are not its to see.
+        at = gone["weighed"].fillna(gone["damage"]).groupby(point).mean().fillna(math.inf).idxmin()
         verdict = gone.loc[hits.groups[at], "verdict"].iloc[0]
         k, n = hits.size()[at], ok.groupby(point).size()[at]
         part = f" ({k}/{n} seeds)" if k < n else ""
@@ -40,8 +44,10 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
             return text, "warn"
     if "failed" in set(g["status"]):  # what was not tried cannot have been survived
         return "failed", "failed"
-    alive = ok["ber"][ok["verdict"] == "survived"].groupby(point).mean()
-    return f"survived ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'})", "good"
+    kept = ok[ok["verdict"].str.startswith(ALIVE)]
+    alive = kept["reading"].groupby(point).mean()
+    how = "".join(f", {name}" for name in (ALIGNED, INVERTED) if (kept["how"] == name).any())
+    return f"survived ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'}{how})", "good"
 
 
 def unsound(df: pd.DataFrame) -> dict[tuple[str, str, str], str]:

@@ -39,6 +39,7 @@ def differences(df: pd.DataFrame) -> pd.DataFrame:
 
 def _within(block: pd.DataFrame) -> pd.DataFrame:
     """The pairs of one attack, model and data."""
+    block = block.assign(ber=block["reading"])
     wide = block.pivot(index=[*AT, "seed"], columns="method_label", values=[*VALUES]).astype(float)
     found = []
     for a, b in combinations(sorted(block["method_label"].unique()), 2):

@@ -75,10 +75,17 @@ def _mark(share: float, hit: float, mark: str) -> str:
 
 
 def ber(p: Any) -> str:
-    """The owner's BER at an aggregated point; * where it is not detected."""
+    """The owner's BER at an aggregated point; * where it is not detected, a where it is read after alignment, i where
+    all bits are inverted."""
     band = ", ".join(f"{end:.3f}".removeprefix("0") for end in (p.ber_low, p.ber_high))
-    text = f"{p.ber:.3f}{f' [{band}]' * (p.n > 1)}{_mark(p.detected, 0, '*')}"
+    marks = _mark(p.detected, 0, "*") + _mark(p.aligned, 1, "a") + _mark(p.inverted, 1, "i")
+    text = f"{p.ber:.3f}{f' [{band}]' * (p.n > 1)}{marks}"
     return "–" if missing(p.ber) else text
+
+
+def tests(count: Any) -> int:
+    """Among how many tests alpha is shared: one in rows that do not say."""
+    return 1 if missing(count) else int(count)
 
 
 def claim(p: Any) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bench.errors import UserError
 from bench.store.runfile import COLUMNS, CONTROLS
-from bench.types import ROW_FIELDS
+from bench.types import ROW_FIELDS, ROW_LATER
 
 BLOCKS = ("env", "command", "controls", "outputs")  # of a run file, beside its configuration and rows
 
@@ -45,6 +45,8 @@ def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file, run) of a table, in its order. Runs share the nodes of their configurations that read the same."""
     last, run = None, {}
     for columns in _columns(table):
+        for name in ROW_LATER:
+            columns.setdefault(name, [None] * len(columns["file"]))
         cells = zip(*(columns[name] for name in ROW_FIELDS), strict=True)
         for i, (file, whole, row) in enumerate(zip(columns["file"], columns["whole"], cells, strict=True)):
             if file != last:
@@ -91,6 +93,8 @@ def columns(path: Path) -> dict[str, list]:
     with reading(path):
         needed = [*ROW_FIELDS, "whole", "controls", "config.attack", "config.verify"]
         for part in _columns(pq.ParquetFile(path).read(columns=needed)):
+            for name in ROW_LATER:
+                part.setdefault(name, [None] * len(part["whole"]))
             for i, names in enumerate(part["whole"]):
                 for name in names.split() if names else ():
                     part[name][i] = int(part[name][i])

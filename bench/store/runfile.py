@@ -10,10 +10,11 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.store.files import write_json
-from bench.types import ROW_FIELDS, Row
+from bench.types import ROW_FIELDS, ROW_LATER, Row
 
 GATHERED = "runs.parquet"  # many of them in one: bench.store.parquet
-FIELDS = frozenset(ROW_FIELDS)
+FIELDS = frozenset(ROW_FIELDS) - frozenset(ROW_LATER)
+LATER = dict.fromkeys(ROW_LATER)
 VALUES = itemgetter(*ROW_FIELDS)
 BEFORE = dict.fromkeys(("config", "env", "command", "controls"))  # some files are from before there were all of them
 CONTROLS = ("random_keys", "false_positives")
@@ -50,6 +51,8 @@ def read_loose(path: str | Path) -> dict[str, Any]:
         for row in run["rows"]:
             if missing := FIELDS - row.keys():
                 raise KeyError(", ".join(sorted(missing)))
+            if not LATER.keys() <= row.keys():
+                row.update({name: row.get(name) for name in LATER})
         return BEFORE | run
     except FileNotFoundError:
         raise

@@ -77,8 +77,46 @@ def test_random_keys_alarm_only_beyond_what_alpha_allows():
     assert metrics.verdict({**row, "random_keys": 1000, "false_positives": 2}, "removal", 5.0) == "FALSE ALARM"
 
 
-def test_inverted_message_is_no_detection():
+def test_an_inverted_message_is_evidence_where_bits_are_signs():
     assert metrics.log10_p(1.0, 256) == 0.0
+    both = math.log10(2)
+    assert (
+        metrics.log10_p(1.0, 256, tails=2)
+        == metrics.log10_p(0.0, 256, tails=2)
+        == pytest.approx(metrics.log10_p(0.0, 256) + both)
+    )
+    assert metrics.log10_p(0.5, 256, tails=2) == 0.0
+    # Half errors are rounded against the claimant in either tail.
+    assert metrics.log10_p(1 - 0.5 / 8, 8, tails=2) == pytest.approx(math.log10(9 / 256) + both)
+
+
+@given(st.integers(1, 64), st.floats(1e-12, 0.2))
+def test_two_tails_and_two_readings_keep_the_false_positive_rate(n, alpha):
+    """The chance that a random message is detected, over all outcomes, is at most alpha for every sharing of it."""
+    outcomes = [(k, binom.pmf(k, n, 0.5)) for k in range(n + 1)]
+    for tails, readings in ((1, 1), (2, 1), (2, 2)):
+        hits = sum(p for k, p in outcomes if metrics.is_detected(metrics.log10_p(1 - k / n, n, tails), alpha, readings))
+        assert hits <= alpha / readings * (1 + 1e-9)
+    need = metrics.matches_needed(n, alpha, 4)
+    assert (need is not None) == metrics.is_detected(metrics.log10_p(0.0, n, 2), alpha, 2)
+    if need is not None and need > n / 2 + 1:
+        assert metrics.is_detected(metrics.log10_p(1 - need / n, n, 2), alpha, 2)
+        assert not metrics.is_detected(metrics.log10_p(1 - (need - 1) / n, n, 2), alpha, 2)
+
+
+def test_the_reading_that_a_verdict_rests_on():
+    def read(**values):
+        return metrics.reading({"ber": 0.5, "log10_p": 0.0, "detected": False, **values})
+
+    assert metrics.reading({"ber": None}) == (None, "")
+    assert read(ber=0.1, log10_p=-9, detected=True) == (0.1, "")
+    assert read(ber=1.0, log10_p=-77, detected=True) == (0.0, "inverted")
+    assert read(ber=0.6) == (0.6, "")  # not detected: no more than chance
+    assert read(ber_aligned=0.02, log10_p_aligned=-60.0, detected=True) == (0.02, "aligned")
+    assert read(ber_aligned=0.4, log10_p_aligned=-3.0) == (0.4, "aligned")  # more than chance, less than proof
+    assert read(ber_aligned=0.47, log10_p_aligned=-0.5) == (0.5, "")
+    assert read(ber=0.3, log10_p=-9.0, ber_aligned=0.4, log10_p_aligned=-3.0) == (0.3, "")
+    assert read(ber_aligned=1.0, log10_p_aligned=-77.0, detected=True) == (0.0, "inverted")
 
 
 def test_t_interval_by_hand():
@@ -97,6 +135,18 @@ def test_wilson_by_hand():
     assert high == pytest.approx(0.5961686, abs=1e-6)
 
 
+def test_seeds_that_differ_widen_the_pooled_interval():
+    alike = metrics.pooled([20, 21, 19], [256] * 3)
+    assert alike == metrics.wilson(60, 768)  # less than binomial dispersion narrows nothing
+    assert metrics.pooled([7], [256]) == metrics.wilson(7, 256)
+    assert metrics.pooled([0, 0], [64, 64]) == metrics.wilson(0, 128)
+    assert metrics.pooled([64, 64], [64, 64]) == metrics.wilson(128, 128)
+    # .012, .527 and .000 of 256 bits are no 768 alike: the interval must not exclude what each of them is near.
+    low, high = metrics.pooled([3, 135, 0], [256] * 3)
+    assert (low, high) == pytest.approx((0.0295, 0.6121), abs=1e-3)  # by hand: dispersion 157.5
+    assert high - low > 5 * (metrics.wilson(138, 768)[1] - metrics.wilson(138, 768)[0])
+
+
 def row(**values):
     base = {
         "status": "ok",
@@ -113,6 +163,9 @@ def row(**values):
     ("goal", "values", "expected"),
     [
         ("removal", {}, "survived"),
+        ("removal", {"ber": 1.0, "log10_p": -76.8}, "inverted"),
+        ("removal", {"ber": 0.5, "log10_p": 0.0, "ber_aligned": 0.0, "log10_p_aligned": -76.8}, "survived (aligned)"),
+        ("overwrite", {"ber": 1.0, "log10_p": -76.8, "claim_detected": True}, "ambiguous"),
         ("removal", {"detected": False}, "removed"),
         ("removal", {"detected": False, "utility": 86.9}, "destroyed"),
         ("removal", {"detected": False, "utility": 95.0}, "removed"),  # damage is signed

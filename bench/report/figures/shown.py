@@ -19,7 +19,8 @@ from bench.metrics import missing
 from bench.report import cost, style
 from bench.report.content import Content
 from bench.report.style import GREY, Look
-from bench.report.words import BEFORE, axis, ber, claim, configuration, interval, lines, number, places, unit
+from bench.report.threats import HOLDS
+from bench.report.words import BEFORE, axis, ber, claim, configuration, interval, lines, number, places, tests, unit
 
 DAMAGES = (0, 1, 2, 5, 10, 20, 50, 100)
 EVIDENCE = (0, 3, 6, 9, 30, 100, 300, 1000)
@@ -149,7 +150,7 @@ def _levels(start: pd.DataFrame, looks: dict[str, Look], task: set[str]) -> tupl
     """Lines across the panels of BER and of utility (in `task`), from untouched models."""
     error, utility = [Level(0.5, "chance", dash="--")], []
     for p in start.dropna(subset=["n_bits"]).itertuples():
-        if (need := metrics.matches_needed(int(p.n_bits), p.alpha)) is not None:
+        if (need := metrics.matches_needed(int(p.n_bits), p.alpha, tests(p.tests))) is not None:
             text = f"detected below\n(α = {number(p.alpha)}, n = {p.n_bits:.0f})"
             error.append(Level(1 - need / p.n_bits, text))
     for p in start[start["utility_name"].isin(task)].dropna(subset=["utility", "utility_host"]).itertuples():
@@ -225,7 +226,7 @@ def _curve(label: str, p: pd.DataFrame, seeds: pd.DataFrame, name: str, size: fl
     if (p["n"] > 1).any():
         low = p["ber_low"] if name == "ber" else p[name] - p[f"{name}_half"]
         high = p["ber_high"] if name == "ber" else p[name] + p[f"{name}_half"]
-        more = {"band": ([*low], [*high]), "seeds": ([*seeds["x"]], [*seeds[name]])}
+        more = {"band": ([*low], [*high]), "seeds": ([*seeds["x"]], [*seeds["reading" if name == "ber" else name]])}
     return _points(label, p, p["x"], p[name], joined="straight", size=size, **more)
 
 
@@ -270,16 +271,29 @@ def _titled(name: str, title: str, content: Content, model: str, data: str) -> t
 def costs(content: Content) -> Iterator[Chart]:
     """Cost of removal, a figure for each model and data: a bar per method, attacks below one another."""
     for (model, data), block in content.costs.groupby(["model", "data"], sort=False):
-        limit, bad = float(block["limit"].max()), _here(content, model, data)
         names = [attack for attack in content.attacks if attack in set(block["attack_label"])]
-        mean, half = (pd.to_numeric(block[name]) for name in ("cost", "half"))
-        told = [f"{c.method_label}, {c.attack_label}\n{c.text}" for c in block.itertuples()]
-        block = block.assign(told=told, name=block["attack_label"], mean=mean, half=half)
-        x = _damage([*(mean + half.fillna(0)), *(mean - half.fillna(0))], limit, block["utility_name"], room=1.3)
         titles = _titled("cost", "cost of removal", content, model, data)
-        chart = _barred(titles, block, names, x, bad, max(limit, 1.0))
-        chart.panels[0][0].levels.append(Level(squash(limit, max(limit, 1.0)), "", upright=True))
-        yield chart
+        yield _priced(titles, block.assign(name=block["attack_label"]), names, _here(content, model, data))
+
+
+def threats(content: Content) -> Iterator[Chart]:
+    """The cheapest removal, a figure for each model and data: a bar per method, what the attacker has below one
+    another."""
+    for (model, data), block in content.threats.groupby(["model", "data"], sort=False):
+        titles = _titled("threats", "cheapest removal by what the attacker has", content, model, data)
+        yield _priced(titles, block.assign(name=block["holds"]), [*HOLDS], _here(content, model, data))
+
+
+def _priced(titles: tuple[str, str], block: pd.DataFrame, names: list[str], bad: dict[str, str]) -> Chart:
+    """Bars of damage (columns cost, half) against the limit."""
+    limit, scale = float(block["limit"].max()), max(float(block["limit"].max()), 1.0)
+    mean, half = (pd.to_numeric(block[name]) for name in ("cost", "half"))
+    told = [f"{c.method_label}, {c.name}\n{c.text}" for c in block.itertuples()]
+    block = block.assign(told=told, mean=mean, half=half)
+    x = _damage([*(mean + half.fillna(0)), *(mean - half.fillna(0))], limit, block["utility_name"], room=1.3)
+    chart = _barred(titles, block, names, x, bad, scale)
+    chart.panels[0][0].levels.append(Level(squash(limit, scale), "", upright=True))
+    return chart
 
 
 def _barred(

@@ -43,6 +43,7 @@ def _figures(content: Content) -> Iterator[Chart]:
     if marked["attack_label"].nunique() > 1 or marked["method_label"].nunique() > 1:
         yield shown.heat_map(content)
     if content.costs["attack_label"].nunique() > 1 or content.costs["method_label"].nunique() > 1:
+        yield from shown.threats(content)
         yield from shown.costs(content)
         yield from shown.tradeoffs(content)
 

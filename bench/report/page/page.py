@@ -34,6 +34,7 @@ def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None) ->
     """The whole page; `folder` is where the runs were read from. Nothing in it depends on when or where it was made."""
     anchors = _anchors(content.rows)
     sections = {
+        "threats": ("Cheapest removal", _threats(content, anchors)),
         "summary": ("Summary", _summary(content, anchors)),
         "controls": ("Controls", _part(content, "controls", anchors, "No marked model was measured.")),
         "cost": ("Cost of removal", _cost(content, anchors)),
@@ -120,6 +121,11 @@ def _charts(charts: Iterable[shown.Chart], anchors: Anchors, titled: bool) -> st
     )
     left = sum(1 for _ in each)
     return text + (f"<p>{left} more are not drawn here: see <code>figures/</code>.</p>" if left else "")
+
+
+def _threats(content: Content, anchors: Anchors) -> str:
+    text = _part(content, "threats", anchors, "")
+    return text + _charts(shown.threats(content), anchors, len(places(content.rows)) > 1) if text else ""
 
 
 def _cost(content: Content, anchors: Anchors) -> str:

@@ -87,7 +87,7 @@ def test_the_report_writes_and_prints_costs(tmp_path, capsys):
     assert r"$\pm$" in tex
     rows = (results / "tables" / "cost.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 4  # forging has no cost
-    for name in ("cost", "tradeoff"):
+    for name in ("threats", "cost", "tradeoff"):
         assert "<svg" in Path(results / "figures" / f"{name}.svg").read_text()
 
 
@@ -95,7 +95,7 @@ def test_figures_of_several_models_have_their_own(tmp_path):
     runs = [run(m, "prune", 0, [point()], model=model) for m in ("a", "b") for model in ("ViT/16", "resnet18")]
     written = static.draw(assemble(runs), tmp_path, ["pdf"])
     places = ("vit-16-digits", "resnet18-digits")
-    names = ["summary", *(f"{name}-{place}" for name in ("prune", "cost", "tradeoff") for place in places)]
+    names = ["summary", *(f"{name}-{place}" for name in ("prune", "threats", "cost", "tradeoff") for place in places)]
     assert sorted(path.stem for path in written) == sorted(names)
     assert all(re.match(rb"%PDF", path.read_bytes()) for path in written)
 
