@@ -282,6 +282,11 @@ class Method:
         """Differentiable extraction [n] before the threshold at 0, or None where there is no such thing."""
         return None
 
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor] | None:
+        """Of each weight in key.where the part that no bit is computed from, same shape: by it and all other weights
+        a suspect's channels are put back in order (bench.models.align). None: all that key.where names is read."""
+        return None
+
     def accepts(self, key: Key) -> bool:
         """Every check that verification prescribes apart from matching bits (a commitment, say)."""
         return True
@@ -295,9 +300,8 @@ class Method:
     def trials(
         self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
     ) -> Iterator[tuple[Key, Tensor]]:
-        """`count` keys drawn for the network `other` and the soft bits [n] each reads from `model`. To be overridden
-        where one at a time takes minutes (same keys and bits, faster), and where part of the owner's `key` is trained,
-        so that a drawn one would read nothing from anything."""
+        """`count` keys drawn for `other` and the soft bits [n] each reads from `model`. To be overridden where one
+        takes minutes (same bits, faster), or where part of the `key` is trained: drawn ones would read nothing."""
         for _ in range(count):
             guess = self.keygen(other, rng)
             yield guess, self.extract(model, guess, task)
@@ -307,12 +311,9 @@ class Method:
 class Attack:
     """An attack's threat model; each attack is a frozen dataclass that derives from this.
 
-    goal: `removal`, `overwrite` or `forge`: which rule of the protocol judges it.
-    seed: the attacker's own randomness, independent of the owner's even where the number is the same.
-    knows: what it is given: weights, outputs, method, layer, key.
-    data: `attacker`, its own split of the training data, or `none`. Its budget are its own options (epochs, tries).
-    A field `transfer`, where an attack has one, is a conf/data node: that data set is handed over as `victim.other`.
-    Files (spec.file()) and nodes with a `_target_`, also within a dictionary, are hashed by content.
+    goal: the rule that judges it. seed: its own, independent of the owner's even where the number is the same. data:
+    its own split of the training data, or none. Its budget are its options (epochs, tries). A field `transfer` is a
+    conf/data node, handed over as `victim.other`. Files (spec.file()) and `_target_` nodes are hashed by content.
     """
 
     version: ClassVar[int] = 1

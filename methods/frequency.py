@@ -189,6 +189,21 @@ class Frequency(Regulariser):
 
         return read
 
+    @torch.no_grad()
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
+        """The kernels without the bits' carriers: what training reaches, and the pilots; in place of a module, without
+        the components of their average. (Pilots enter the logits' unit and, with `match`, the order of reading.)"""
+        kernels = weights.read(model, key.where[0]).double()
+        if self.module:
+            free = self._basis(model, kernels)
+            read = (kernels.flatten(2) @ free.T).flatten()
+            read[matching.pilots(torch.Size((*kernels.shape[:2], len(free)))).to(read.device).long()] = 0
+            read = read.view(*kernels.shape[:2], -1)
+        else:
+            free = rectangular(*kernels.shape[2:]).to(kernels)
+            read = kernels.mean(0, keepdim=True).flatten(2) @ free.T
+        return {key.where[0]: (kernels - (read @ free).unflatten(2, kernels.shape[2:])).float()}
+
     def accepts(self, key: Key) -> bool:
         """With binding, that assignment and signs are those of the committed seed, message and pilots."""
         return self.binding == "none" or commitment.follows(

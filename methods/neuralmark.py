@@ -77,6 +77,15 @@ class Neuralmark(Regulariser):
         matrix, message = key.secret["matrix"].to(weight.device), key.message.to(weight.device)
         return self._rows(filtered(weight, message, self.rounds)).mean(0) @ matrix
 
+    @torch.no_grad()
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
+        """The positions that the filter drops, and what is cut off after it."""
+        weight = weights.read(model, key.where[0])
+        message = key.message.to(weight.device)
+        flat = weight.flatten().clone()  # (out, in, kh, kw) order, as it is read
+        flat[self._rows(filtered(torch.arange(len(flat), device=flat.device), message, self.rounds))] = 0
+        return {key.where[0]: flat.view(weight.shape)}
+
     def accepts(self, key: Key) -> bool:
         """That the message is the hash of the matrix."""
         return not self.binding or bool((hashed(key.secret["matrix"].cpu().numpy()) == key.message.cpu().numpy()).all())

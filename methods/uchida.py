@@ -70,6 +70,12 @@ class Uchida(Regulariser):
         x = key.secret["projection"].to(device)
         return lambda weight: x @ weight.mean(0).reshape(-1)
 
+    @torch.no_grad()
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
+        """How the output channels differ from their mean."""
+        weight = weights.read(model, key.where[0])
+        return {key.where[0]: weight - weight.mean(0)}
+
     def accepts(self, key: Key) -> bool:
         """With binding, that the projection is the one its committed seed and message generate."""
         m = key.secret["projection"].shape[1]

@@ -160,6 +160,17 @@ class Watermas(Method):
             found = found.index_put((bits,), weight[positions[bits, 1]] / spreads[name])
         return found
 
+    @torch.no_grad()
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
+        """All but the positions. (The logits' unit, a layer's standard deviation, depends on it; no sign does.)"""
+        found = {}
+        for i, name in enumerate(key.where):
+            weight = weights.read(model, name)
+            flat, positions = weight.flatten().clone(), key.secret["positions"].to(weight.device)
+            flat[positions[positions[:, 0] == i, 1]] = 0
+            found[name] = flat.view(weight.shape)
+        return found
+
     def accepts(self, key: Key) -> bool:
         """With binding, that message and positions are those of the committed seed and layers."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from bench import metrics, stages
-from bench.types import Key
-from tests.helpers import NEURALMARK, UCHIDA, net, reference_logits, rng
+from bench import metrics, run, stages
+from bench.models import weights
+from bench.types import Key, Method
+from tests.helpers import NEURALMARK, UCHIDA, net, reference_logits, rng, tiny
 
 
 @pytest.mark.parametrize("method", [UCHIDA, NEURALMARK])
@@ -95,3 +97,74 @@ def test_the_two_files_and_numpy_suffice_to_read_a_mark(marked, method):
     (name,) = json.loads(metadata["where"])
     bits = numpy_bits(method, model[name], key, x.cfg.method.get("k"), x.cfg.method.get("rounds"))
     assert (bits == key["message"].astype(bool)).all()
+
+
+def build(folder: Path, name: str, *more: str):
+    """A method of conf/ with a few bits, an untrained network, and a key for it."""
+    x = run.prepare(tiny(folder, name, "none", "method.n_bits=16", *more))
+    model = x.method.extend(x.task.build(x.model, 0), x.task, 0).eval()
+    return x.method, model, x.method.keygen(model, rng())
+
+
+READ = [
+    ("uchida",),
+    ("neuralmark",),
+    ("neuralmark", "method.pool=false"),
+    ("watermas",),
+    ("frequency", "method.match=false"),
+    ("frequency", "method.module=false"),
+]
+
+
+@pytest.mark.parametrize("words", READ, ids=lambda words: "-".join(words))
+@torch.no_grad()
+def test_bits_are_in_what_is_read_and_in_nothing_else(results, words):
+    method, model, key = build(results, *words)
+    before, hidden = method.logits(model, key), method.unread(model, key)
+    full = {name: weights.read(model, name).clone() for name in key.where}
+    assert {name: w.shape for name, w in hidden.items()} == {name: w.shape for name, w in full.items()}
+    for name, w in full.items():
+        model.get_parameter(name).copy_(w + hidden[name])
+    after = method.logits(model, key)
+    # Two methods state their logits in standard deviations of whole layers, which are no sign's business.
+    unit = (after * before).sum() / before.square().sum() if words[0] == "frequency" else 1
+    if words[0] == "watermas":
+        layers = key.secret["positions"][:, 0]
+        unit = torch.stack([(after / before)[layers == i].median() for i in layers])
+    assert torch.allclose(after, before * unit, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+    for name in full:
+        model.get_parameter(name).copy_(hidden[name])  # nothing of what is read: no bit stands out of rounding
+    assert method.logits(model, key).abs().max() <= 1e-3 * before.abs().max()
+
+
+@pytest.mark.parametrize("words", READ, ids=lambda words: "-".join(words))
+@torch.no_grad()
+def test_what_is_not_read_knows_nothing_of_what_is(results, words):
+    method, model, key = build(results, *words)
+    hidden, before = method.unread(model, key), method.logits(model, key)
+    noise = torch.Generator().manual_seed(0)
+    for name in key.where:
+        w = model.get_parameter(name)
+        random = torch.randn(w.shape, generator=noise) / 4
+        model.get_parameter(name).add_(random - other_read(method, model, key, name, random))
+    found = method.unread(model, key)
+    for name, w in hidden.items():
+        if words[0] in ("uchida", "frequency"):  # a mean over 96 channels and a basis, which are rounded
+            assert torch.allclose(found[name], w, atol=1e-6)
+        else:
+            assert torch.equal(found[name], w)
+    assert (method.logits(model, key) - before).abs().mean() > 0.1 * before.abs().mean()
+
+
+def other_read(method, model, key: Key, name: str, random: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that is not read, by putting it in the weight's place."""
+    w = model.get_parameter(name)
+    kept = w.clone()
+    w.copy_(random)
+    hidden = method.unread(model, key)[name]
+    w.copy_(kept)
+    return hidden
+
+
+def test_a_method_that_does_not_say_is_taken_to_read_everything():
+    assert Method().unread(None, None) is None
