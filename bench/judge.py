@@ -39,7 +39,7 @@ class Judge:
             values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
         if "utility" not in values:
             values["utility"] = evaluate(x, task, snapshot.model)
-        if task.size("validation"):
+        if task.size("validation") and not metrics.is_control(snapshot.knob):
             values["utility_validation"] = evaluate(x, task, snapshot.model, "validation")
         if key is not None:
             error, log10_p, ok = judged(x, snapshot.model, key)
