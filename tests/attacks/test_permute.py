@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import permute
-from attacks.permute import Permute, disguise
+from attacks import _disguise
+from attacks._disguise import disguise
+from attacks.permute import Permute
 from bench import models
 from bench.errors import ConfigError
 from bench.models import base, weights
@@ -209,7 +210,7 @@ def test_a_module_beside_a_stage_moves_with_its_stream():
 
 def test_what_changes_the_logits_is_undone(monkeypatch):
     net = build("test_resnet")
-    honest = permute.permutations
+    honest = _disguise.permutations
 
     def wrong(trace, draws):
         tensor = trace.tensors["layer1.0.conv1.weight"]
@@ -217,13 +218,13 @@ def test_what_changes_the_logits_is_undone(monkeypatch):
         edits.insert(1, (("layer1.0.conv1.weight",), lambda: tensor.copy_(tensor.flip(0))))
         return edits
 
-    monkeypatch.setattr(permute, "permutations", wrong)
+    monkeypatch.setattr(_disguise, "permutations", wrong)
     model, done, undone = attacked(net, 1)
     assert [names for names, _ in undone] == [("layer1.0.conv1.weight",)] * 2  # one of each pass
     assert len(done) > 5
     assert distance(net, model) <= 1e-4
     assert not torch.equal(model.layer1[0].conv1.weight, net.layer1[0].conv1.weight)  # by its own family all the same
-    monkeypatch.setattr(permute, "permutations", lambda trace, draws: wrong(trace, draws)[1:2])
+    monkeypatch.setattr(_disguise, "permutations", lambda trace, draws: wrong(trace, draws)[1:2])
     (snapshot,) = snapshots(net, [1])
     assert "no channels" in snapshot.skipped
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in snapshot.model.state_dict().items())
