@@ -84,7 +84,7 @@ def rows(x: Experiment, shown: Gallery | None = None) -> Iterator[Row]:
 def points(judge: Judge, attack: Attack, model: nn.Module, own: float, prefix: str = "") -> Iterator[Row]:
     """A row per snapshot of an attack on a model, whose `own` utility is known; knobs begin with `prefix`."""
     x, utilities = judge.x, judge.utilities
-    robbed = threat.stolen(x, model, judge.key)
+    robbed = threat.stolen(x, model, judge.key, lambda: stages.public(x))
     if reason := threat.out_of_reach(x) or attack.skip(robbed):
         yield x.row("none", status="skipped", error=reason, **utilities)
         return

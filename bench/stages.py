@@ -137,6 +137,11 @@ def opened(x: Experiment, entry: Entry) -> tuple[nn.Module, Key | None]:
     return load_weights(skeleton(x), entry.path), key
 
 
+def public(x: Experiment) -> nn.Module:
+    """The host as its publisher has it, without what a method adds."""
+    return load_weights(fresh(x), host(x).path)
+
+
 def cost(entry: Entry) -> dict[str, Any]:
     """Utility of a stage and what it cost to make, whenever and wherever that was."""
     return {name: entry[name] for name in ("utility", "seconds", "peak_mb", "device")}

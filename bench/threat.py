@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -40,9 +41,13 @@ class Service(nn.Module):
     parameters = named_parameters = state_dict = load_state_dict = get_parameter = _closed
 
 
-def stolen(x: Experiment, model: nn.Module, key: Key | None) -> Victim:
-    """What the attacker of a configuration is handed of `victim`, and nothing beyond what it `knows`."""
+def stolen(x: Experiment, model: nn.Module, key: Key | None, host: Callable[[], nn.Module] | None = None) -> Victim:
+    """What the attacker of a configuration is handed of `victim`, and nothing beyond what it `knows`.
+
+    host: opens the network that the owner started from, if the method starts from one: public, as pretrained ones are.
+    """
     knows = set(x.attack.knows)
+    public = "host" in knows and x.method.marks and not x.method.from_scratch
     privileged = {"layer", "key"} & knows
     gives = "labels" if "outputs" not in knows and x.task.gives == "classes" else x.task.gives
     return Victim(
@@ -51,6 +56,7 @@ def stolen(x: Experiment, model: nn.Module, key: Key | None) -> Victim:
         x.task.view("attacker" if x.attack.data == "attacker" else "outsider"),
         other=x.other.view("attacker") if x.other else None,
         fresh=lambda seed: x.task.build(x.model, seed),
+        host=host if public else None,
         where=key.where if key and privileged else None,
         key=key if "key" in knows else None,
     )

@@ -40,8 +40,10 @@ class Victim:
 
     The method and its parameters are public (Kerckhoffs), the key is not; `task` is the attacker's view of the data,
     which refuses the owner's, and `other` another data set to move to, if the attack names one. `fresh(seed)` gives an
-    untrained network of the published architecture, without what the method adds to it. Of the owner's secret there is
-    `where` for an attack that `knows` layer or key, and `key` for one that knows the key: nothing else.
+    untrained network of the published architecture, without what the method adds to it. `host()` opens the public
+    network that the victim was made from, for an attack that `knows` it; None where the victim was trained from
+    scratch. Of the owner's secret there is `where` for an attack that `knows` layer or key, and `key` for one that
+    knows the key: nothing else.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Victim:
     task: Task
     other: Task | None = None
     fresh: Callable[[int], nn.Module] | None = None
+    host: Callable[[], nn.Module] | None = None
     where: tuple[str, ...] | None = None
     key: Key | None = None
 
@@ -322,7 +325,7 @@ class Attack:
     needs_data: ClassVar[bool] = False
     goal: str = among("removal", "overwrite", "forge")
     seed: int
-    knows: list[str] = among("weights", "outputs", "method", "layer", "key")
+    knows: list[str] = among("weights", "outputs", "method", "layer", "key", "host")
     data: str = among("none", "attacker")
 
     def __post_init__(self) -> None:

@@ -55,6 +55,7 @@ SMALL = {
     "strengths": "[0.5]",
     "n_bits": "64",
     "k": "128",
+    "soups": "2",
 }
 METHODS, ATTACKS = options("method"), options("attack")
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from bench.report.words import CELL, configuration, interval, places, seeds, uni
 
 # Who has the weights can ask them, and who sees outputs knows the labels.
 OUTPUTS = {"outputs", "labels", "data"}
-WEIGHTS = {"weights", "outputs", "labels"}
+WEIGHTS = {"weights", "outputs", "labels", "host"}  # a host that was published is everybody's
 HOLDS = {
     "weights": WEIGHTS,
     "+ data": WEIGHTS | {"data"},
