@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_ndtr, ndtri_exp
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,8 +32,11 @@ class Watermas(Method):
     altering them hurts the model. The objective below is our formulation: the paper's was not to be had.
 
     Substitution: n positions over all convolution and linear weights but the stem's and the head's (`layer`: a glob
-    narrows them). A position holds sign = bit, magnitude = max(|w|, amplitude x the layer's standard deviation), set
-    before training and again after every optimiser step. Extraction: the sign; an exact 0 is half an error.
+    narrows them). A position holds sign = bit and a magnitude of at least amplitude x the layer's standard deviation:
+    its own, or else one drawn, by the key, from those of the layer that are as large (`tail`). It is set before
+    training and again after every optimiser step. Extraction: the sign; an exact 0 is half an error.
+    Until version 2 all that were smaller got the bound itself: one float, so often repeated in a layer that it told the
+    positions to whoever looked, without a key.
     Sharpening, in every `every`-th step: sharpness x relu(log margin - log(KL(p || p') + 1e-6)) is added to the loss,
     p the outputs, p' those with the marked weights perturbed: by Gaussian noise of 0.5 to 1.5 standard deviations, by
     zeroing a quarter to all, or by negating a half to all of them, at random. The second pass draws the same dropout
@@ -52,6 +57,8 @@ class Watermas(Method):
     binding: str = among("none", "hash")
     situation: str = among("scratch", "finetune")
     layer: str | None
+
+    version = 2  # 2: no two magnitudes alike
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,13 +220,19 @@ class Marks:
     @torch.no_grad()
     def of(model: nn.Module, key: Key, amplitude: float, device: torch.device) -> Marks:
         positions, bits = key.secret["positions"].to(device), key.message.to(device)
+        # By the key alone: whoever has it makes the same marks again.
+        said = key.secret["positions"].cpu().numpy().tobytes() + key.message.cpu().numpy().tobytes()
+        draw = np.random.default_rng(int.from_bytes(hashlib.sha256(said).digest()))
         found = {}
         for i in positions[:, 0].unique().tolist():
             at = positions[:, 0] == i
             where, sign = positions[at, 1], torch.where(bits[at], 1.0, -1.0)
             weight = model.get_parameter(key.where[i]).reshape(-1)
-            spread = weight.std()
-            found[key.where[i]] = (where, sign * weight[where].abs().clamp_min(amplitude * spread), spread)
+            sizes, spread = weight.abs(), weight.std()
+            small = sizes[where] < amplitude * spread
+            held = sizes[where]
+            held[small] = tail(sizes, amplitude * spread, spread, int(small.sum()), draw)
+            found[key.where[i]] = (where, sign * held, spread)
         return Marks(found)
 
     @torch.no_grad()
@@ -244,6 +257,34 @@ class Marks:
             flat = torch.zeros(weight.numel(), device=weight.device).index_put((where,), change)
             changed[name] = weight + flat.view(weight.shape)
         return changed
+
+
+FEW = 32  # weights above a bound: fewer do not say how they are distributed
+
+
+def tail(sizes: Tensor, floor: Tensor, spread: Tensor, count: int, draw: np.random.Generator) -> Tensor:
+    """`count` magnitudes distributed as those of `sizes` [N] >= floor are, [count]: no two alike, and none of `sizes`.
+
+    Quantiles between neighbours of that order; where there are fewer than FEW, of a normal distribution's tail, its
+    standard deviation being `spread`.
+    """
+    known = np.sort(sizes.detach().cpu().numpy())
+    above, least = known[known >= float(floor)].astype(np.float64), float(floor / spread)
+    made = np.zeros(0, known.dtype)
+    for attempt in range(100):  # a float that is taken is drawn again; a layer of few floats must repeat them
+        if len(made) == count:
+            break
+        rank = draw.random(count - len(made))
+        if len(above) >= FEW:
+            new = np.interp(rank * (len(above) - 1), np.arange(len(above)), above)
+        else:
+            new = -ndtri_exp(np.log1p(-rank) + log_ndtr(-least)) * float(spread)
+        new = new.astype(known.dtype)
+        fresh = (new >= float(floor)) & ~np.isin(new, known) & ~np.isin(new, made)
+        first = np.zeros(len(new), bool)
+        first[np.unique(new, return_index=True)[1]] = True
+        made = np.concatenate([made, new[fresh & first] if attempt < 99 else new.clip(float(floor))])
+    return torch.from_numpy(made).to(sizes.device)
 
 
 def put(weight: Tensor, where: Tensor, values: Tensor) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from bench import metrics, run, stages
 from bench.errors import ConfigError
@@ -39,6 +40,55 @@ def test_marked_weights_keep_their_exact_values_through_training(marked):
         others[where] = False
         assert (now[others] != untouched[name].reshape(-1)[others]).float().mean() > 0.99
     assert ((values(x, model, key) > 0) == key.message).all()
+
+
+def repeats(weight: torch.Tensor) -> int:
+    """How often the most frequent magnitude of a weight is there."""
+    return int(weight.detach().abs().reshape(-1).unique(return_counts=True)[1].max())
+
+
+@pytest.mark.parametrize("amplitude", [1.0, 3.0])
+def test_no_magnitude_gives_a_marked_weight_away(marked, amplitude):
+    # One magnitude for all raised weights would be the key, for anybody to read.
+    x, _, key = marked("watermas")
+    start = stages.fresh(x)
+    plain = {name: repeats(w) for name, w in weights.weights(start).items()}
+    Marks.of(start, key, amplitude, torch.device("cpu")).restore(start)
+    assert all(repeats(w) <= plain[name] for name, w in weights.weights(start).items())
+
+
+def test_marks_are_as_large_as_their_layer_is_where_it_is_large():
+    torch.manual_seed(0)
+    net = torch.nn.ModuleDict({"layer": torch.nn.Linear(200, 300)})
+    torch.nn.init.normal_(net["layer"].weight, std=0.05)
+    before = net["layer"].weight.detach().abs().reshape(-1).clone()
+    positions = torch.stack([torch.zeros(2000, dtype=torch.long), torch.randperm(60_000)[:2000]], 1)
+    key = Key(torch.rand(2000) < 0.5, {"positions": positions}, ("layer.weight",))
+    where, values, spread = Marks.of(net, key, 1.0, torch.device("cpu")).layers["layer.weight"]
+    again = Marks.of(net, key, 1.0, torch.device("cpu")).layers["layer.weight"][1]
+    assert torch.equal(values, again)
+    assert values.abs().min() >= spread
+    assert torch.equal(values > 0, key.message)
+    large = before[where] >= spread
+    assert torch.equal(values.abs()[large], before[where][large])
+    assert not torch.isin(values.abs()[~large], before).any()
+    # The same distribution: two samples' Kolmogorov-Smirnov distance, whose 0.1% bound is 1.95 sqrt(1/n + 1/m).
+    tail, drawn = before[before >= spread], values.abs()[~large]
+    apart = stats.ks_2samp(tail.numpy(), drawn.numpy()).statistic
+    assert apart < 1.95 * (1 / len(tail) + 1 / len(drawn)) ** 0.5
+
+
+def test_a_layer_with_nothing_that_large_gets_the_tail_of_a_normal_distribution():
+    # Drawn uniformly a weight ends at 1.73 standard deviations; a tail beyond 40 has no probability left in a float.
+    for amplitude in (3.0, 40.0):
+        flat = torch.linspace(-1, 1, 5001)
+        made = watermas.tail(flat.abs(), amplitude * flat.std(), flat.std(), 500, np.random.default_rng(0))
+        assert made.dtype == flat.dtype
+        assert (made >= amplitude * flat.std()).all()
+        assert len(made.unique()) == 500
+        # Mills: the excess over a standard deviations has a mean between 1 / (a + 2 / a) and 1 / a of them.
+        excess = float((made / flat.std()).mean()) - amplitude
+        assert 0.85 / (amplitude + 2 / amplitude) < excess < 1.15 / amplitude
 
 
 def test_sgd_with_momentum_and_decay_cannot_move_them_either(results):
