@@ -53,6 +53,8 @@ SMALL = {
     "fractions": "[0.5,1.0]",
     "sigmas": "[0.1,1.0]",
     "strengths": "[0.5]",
+    "shares": "[0.5]",
+    "shadows": "4",
     "n_bits": "64",
     "k": "128",
     "soups": "2",
