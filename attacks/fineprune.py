@@ -45,7 +45,8 @@ class Fineprune(TunedAttack):
             found.silence(model, order[: round(share * len(order))])
             yield Snapshot("share", share, model)
             if self.epochs:
-                yield Snapshot("share, tuned", share, fit(model, victim.task, **self.schedule(self.epochs)), "", True)
+                model = fit(model, victim.task, **self.schedule(self.epochs))
+                yield Snapshot("share, tuned", share, model, continues=True)
 
 
 @dataclass(frozen=True)

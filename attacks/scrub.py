@@ -27,8 +27,8 @@ class Scrub(TunedAttack):
     `mean filter`: W - mean over out + N(0, std(W) / sqrt(out)), in that layer and in all: no data, no training.
     `repeated`: weights whose magnitude is there more often than chance has it (attacks._layers.Layer.bound), drawn
     anew from N(0, std(W)) or negated. `reset`: the whole layer drawn from N(0, std(W)). Both of these then learn the
-    victim's own outputs on the attacker's images, without labels, with a snapshot after each count of epochs in
-    `snapshots`. The statistics are ours; resetting a layer is the SoK's re-initialisation (Lukas et al., S&P 2022).
+    victim's own outputs on the attacker's images, without labels, for each count of epochs in `snapshots`, by the run's
+    schedule (train.schedule) to its end. All of this is ours.
     """
 
     needs = ("weights", "method")
@@ -76,16 +76,16 @@ class Scrub(TunedAttack):
             yield from self._distilled(f"reset/{short(name)}", model, victim, fit)
 
     def _distilled(self, knob: str, model: nn.Module, victim: Victim, fit: Fit) -> Iterator[Snapshot]:
-        """The model as it is (strength 0), then after epochs of the victim's own outputs."""
+        """The model as it is (strength 0), then after so many epochs of the victim's own outputs, each time anew."""
         task = victim.task
         yield Snapshot(knob, 0, model)
 
         def loss(student: nn.Module, batch: Any) -> Tensor:
             return task.distill(student, victim.model, batch)
 
-        for epoch in fit.epochs(model, task, loss=loss, **self.schedule(max(self.snapshots))):
-            if epoch in self.snapshots:
-                yield Snapshot(knob, epoch, model, continues=True)
+        for epochs in self.snapshots:
+            student = copy.deepcopy(model)
+            yield Snapshot(knob, epochs, fit(student, task, loss=loss, epochs=epochs, **self.tuning))
 
 
 def unfiltered(weight: Tensor, noise: Tensor) -> Tensor:
