@@ -194,7 +194,8 @@ def prepare(
 ) -> Experiment:
     """Build and check every node before anything costs time; `words` composed them. Raises ConfigError or UserError.
 
-    Writes into `cfg` what is the task's own where nobody chose it (verify.max_damage): who judges by it reads a number.
+    Writes into `cfg` what is the task's own where nobody chose it (verify.max_damage): who judges by it reads a number;
+    and the threat model of an attack that makes it of others'.
     """
     names = [f.name for f in fields(Options)]
     options = spec.build({"_target_": "bench.experiment.Options", **{name: cfg.get(name) for name in names}}, "")
@@ -213,5 +214,7 @@ def prepare(
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")
         other = opened.transfer(transfer)
     node["attack"].fits(opened)
+    for name in ("knows", "data"):
+        OmegaConf.update(cfg, f"attack.{name}", getattr(node["attack"], name))
     given = {"cfg": cfg, "words": words, "say": say, "progress": progress}
     return Experiment(options=options, task=opened, other=other, device=device, **given, **node)

@@ -105,7 +105,8 @@ def points(judge: Judge, attack: Attack, model: nn.Module, own: float, prefix: s
             about = {"strength": snapshot.strength, "status": "skipped", "error": snapshot.skipped}
             yield x.row(snapshot.knob, **about, **utilities)
             continue
-        seconds = round(took + (seconds if snapshot.continues else 0.0), 3)
+        took += seconds if snapshot.continues else 0.0
+        seconds = round(took if snapshot.seconds is None else snapshot.seconds, 3)
         known = {"utility": own} if snapshot.model is robbed.model else {}
         snapshot = replace(snapshot, knob=f"{prefix}{snapshot.knob}")
         row = judge.row(snapshot, **known, seconds=seconds, peak_mb=peak)

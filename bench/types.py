@@ -62,7 +62,7 @@ class Snapshot:
 
     `claim` is the attacker's own key (overwrite, forge). `moved`: the model now serves `victim.other`, on which its
     utility is measured. `continues`: this point was made from the one before, whose cost is part of its own.
-    `skipped` says why this point could not be made.
+    `skipped` says why this point could not be made. `seconds`: what it cost, where the attack keeps the time itself.
     """
 
     knob: str
@@ -72,6 +72,7 @@ class Snapshot:
     moved: bool = False
     continues: bool = False
     skipped: str = ""
+    seconds: float | None = None
 
 
 class Fit(Protocol):
@@ -314,9 +315,12 @@ class Method:
 class Attack:
     """An attack's threat model; each attack is a frozen dataclass that derives from this.
 
-    goal: the rule that judges it. seed: its own, independent of the owner's even where the number is the same. data:
-    its own split of the training data, or none. Its budget are its options (epochs, tries). A field `transfer` is a
-    conf/data node, handed over as `victim.other`. Files (spec.file()) and `_target_` nodes are hashed by content.
+    goal: `removal`, `overwrite` or `forge`: which rule of the protocol judges it.
+    seed: the attacker's own randomness, independent of the owner's even where the number is the same.
+    knows: what it is given: weights, outputs, labels (the classes that are named, alone), method, layer, key, and the
+    public host. data: `attacker`, its own split of the training data, or `none`. Its budget are its own options
+    (epochs, tries). A field `transfer`, where an attack has one, is a conf/data node: that data set is handed over as
+    `victim.other`. Files (spec.file()) and nodes with a `_target_`, also within a dictionary, are hashed by content.
     """
 
     version: ClassVar[int] = 1
@@ -325,7 +329,7 @@ class Attack:
     needs_data: ClassVar[bool] = False
     goal: str = among("removal", "overwrite", "forge")
     seed: int
-    knows: list[str] = among("weights", "outputs", "method", "layer", "key", "host")
+    knows: list[str] = among("weights", "outputs", "labels", "method", "layer", "key", "host")
     data: str = among("none", "attacker")
 
     def __post_init__(self) -> None:

@@ -81,7 +81,10 @@ def tiny(results: Path, method: str, attack: str, *more: str) -> DictConfig:
     """A small experiment of any method and attack that conf/ offers."""
     names = [f"method={method}", f"attack={attack}"]
     cfg = config(*names)
-    small = [f"{g}.{k}={v}" for g in ("method", "attack") for k, v in SMALL.items() if k in cfg[g]]
+    nodes = {"method": cfg.method, "attack": cfg.attack}
+    if attack == "chain":
+        nodes = {"method": cfg.method, **{f"attack.options.{k}": node for k, node in cfg.attack.options.items()}}
+    small = [f"{at}.{k}={v}" for at, node in nodes.items() for k, v in SMALL.items() if k in node]
     other = any(word.startswith("model=") for word in more)
     base = [word for word in TINY if not (other and word.startswith("model"))]
     return config(*names, *base, *small, f"results_dir={results}", *more)

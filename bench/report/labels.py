@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -27,7 +28,8 @@ NUMBERS += [
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
 JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
-NODES, VALUES = ("", "cache.", "logger.", "task.max_damage."), ("attack.seed", "task.max_damage")
+NODES = ("", "cache.", "logger.", "task.max_damage.")
+VALUES = re.compile(r"attack\.(.+\.)?seed|task\.max_damage")  # the attack's own seed, and of a chain's steps
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -36,7 +38,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in config.items():
         if isinstance(value, dict) and not (prefix and "label" in value):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif prefix not in NODES and key != "_target_" and prefix + key not in VALUES:
+        elif prefix not in NODES and key != "_target_" and not VALUES.fullmatch(prefix + key):
             flat[prefix + key] = json.dumps(value["label"] if isinstance(value, dict) else value).replace('"', "")
     return flat
 

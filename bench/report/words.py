@@ -19,7 +19,7 @@ UNITS = {"psnr": ("dB", 2), "ssim": ("SSIM", 3)}
 
 def axis(knob: str) -> str:
     """How a knob's strengths rise: "bits" (downwards), "log" or "linear"."""
-    base = re.split("[,/]", knob)[0].strip()
+    base = re.split("[,/]", knob.rpartition(" > ")[2])[0].strip()  # of a chain's last step
     return "bits" if base == "bits" else "log" if base in ("tries", "sigma") or "lambda" in base else "linear"
 
 
