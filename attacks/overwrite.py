@@ -1,4 +1,4 @@
-"""Overwriting: the attacker embeds a mark of its own with the same method, starting from the victim."""
+"""Overwriting: the attacker embeds marks of its own with the same method, starting from the victim."""
 
 from __future__ import annotations
 
@@ -9,26 +9,39 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from bench.errors import among, within
+from attacks._rewrite import rewrite
+from bench import metrics, spec
+from bench.errors import ConfigError, among, within
 from bench.types import Attack, Fit, Key, Snapshot, Victim
 
 
 @dataclass(frozen=True)
 class Overwrite(Attack):
-    """A grid of embedding strengths and learning rates, as in NeuralMark's Sec. 5.
+    """Either a grid of trainings or, without data and training, the least change of the weights.
 
-    First without any training, which is all that a method of substitution needs. Then factors: multiples of the
-    method's own lambda_; lrs: learning rates; epochs on the attacker's data each. One attacker's draws serve the whole
-    grid, so that its points differ in strength alone.
+    mode `train` (a grid of strengths and learning rates, as in NeuralMark's Sec. 5): first without any training, which
+    is all that a method of substitution needs. Then factors: multiples of the method's own lambda_; lrs: learning
+    rates; epochs on the attacker's data each. One attacker's draws serve the whole grid, so that its points differ in
+    strength alone.
+    mode `closed_form` (ours): honest keys, written one after another, each by the least change of the weights, in the
+    Euclidean norm, after which it reads its message with the median margin that a random key has; keys that this made
+    misread are written again, as long as they become fewer. A point for each count in `keys`; its claim is the key that
+    then reads worst: where that one passes, all do.
     """
 
     needs = ("weights", "method", "layer")
-    needs_data = True
 
     factors: list[float] = within(0.0, 1e6)
     lrs: list[float] = within(1e-9, 1e3)
     optimizer: str = among("sgd", "adamw")
     epochs: int = within(1)
+    mode: str = spec.later("train", check=among("train", "closed_form"))
+    keys: list[int] = spec.later([1, 5, 20], check=within(1, 10_000))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode == "train" and self.data == "none":
+            raise ConfigError("this attack trains: it needs attack.data=attacker (or attack.mode=closed_form)")
 
     def skip(self, victim: Victim) -> str | None:
         if victim.method.access == "outputs":
@@ -36,6 +49,29 @@ class Overwrite(Attack):
         return None if victim.method.marks else "the method embeds nothing that could be overwritten"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        return self._written(victim, rng) if self.mode == "closed_form" else self._trained(victim, rng, fit)
+
+    def _written(self, victim: Victim, rng: np.random.Generator) -> Iterator[Snapshot]:
+        model, method, made = copy.deepcopy(victim.model), victim.method, []
+
+        def wrong(key: Key) -> float:
+            return metrics.ber(method.extract(model, key, victim.task), key.message)
+
+        for count in range(1, max(self.keys) + 1):
+            made.append(method.keygen(victim.model, rng))
+            if count == 1 and method.logits(model, made[0]) is None:
+                yield Snapshot("keys", None, model, skipped="extraction is not differentiable: nothing can be solved")
+                return
+            rewrite(model, method, made[-1], made[-1].message.cpu().numpy())
+            misread, before = [key for key in made if wrong(key)], count + 1
+            while 0 < len(misread) < before:
+                for key in misread:
+                    rewrite(model, method, key, key.message.cpu().numpy())
+                before, misread = len(misread), [key for key in made if wrong(key)]
+            if count in self.keys:
+                yield Snapshot("keys", count, model, claim=max(made, key=wrong), continues=count > min(self.keys))
+
+    def _trained(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         start = copy.deepcopy(rng)
         model, key = self._embedded(victim, start, fit.using(epochs=0), 1.0)
         yield Snapshot("no training", None, model, claim=key)

@@ -55,11 +55,14 @@ def kind(obj: Any) -> str:
     return type(obj).__module__.rpartition(".")[2]
 
 
-def later(neutral: Any, hashed: bool = True) -> Any:
+def later(neutral: Any, hashed: bool = True, check: Any = None) -> Any:
     """A dataclass field (`bias_rate: float = spec.later(1.0)`) that came after runs were recorded: at its neutral value
     it does what was done before it was there, and no hash covers it, so that what was made then is found again. One
-    that is not `hashed` never is: it changes how something is made, not what."""
-    return field(default=neutral, metadata={"later": hashed})
+    that is not `hashed` never is: it changes how something is made, not what. check: errors.within or errors.among."""
+    about = {"later": hashed, "neutral": neutral} | (dict(check.metadata) if check else {})
+    if isinstance(neutral, list):
+        return field(default_factory=neutral.copy, metadata=about)
+    return field(default=neutral, metadata=about)
 
 
 def file() -> Any:
@@ -105,7 +108,8 @@ def canonical(obj: Any) -> Any:
     if is_dataclass(obj) and not isinstance(obj, type):
         values = asdict(obj)
         for f in fields(obj):
-            if (hashed := f.metadata.get("later")) is not None and not (hashed and values[f.name] != f.default):
+            hashed = f.metadata.get("later", True)
+            if not hashed or ("later" in f.metadata and values[f.name] == f.metadata["neutral"]):
                 del values[f.name]
         return {"class": f"{type(obj).__module__}.{type(obj).__name__}", **canonical(values)}
     if isinstance(obj, dict):

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+from dataclasses import replace
 
-from bench import run
-from tests.helpers import snapshots, tiny
+import numpy as np
+import pytest
+import torch
+
+from bench import judge, run, spec, threat
+from bench.errors import ConfigError
+from bench.train import Fit
+from tests.helpers import MARKING, build_attack, snapshots, tiny
+
+CLOSED = ("attack.mode=closed_form", "attack.data=none")
 
 
 @pytest.mark.slow
@@ -29,3 +38,51 @@ def test_the_strength_of_an_overwriting_module_is_the_attackers(marked):
     made = {strength: other for knob, strength, other in snapshots(x, model, None) if knob != "no training"}
     spread = {factor: float(x.method.components(other).detach().std()) for factor, other in made.items()}
     assert spread[10] / spread[1] == pytest.approx(10, rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["uchida", "neuralmark"])
+def test_a_mark_is_written_over_without_data_or_training(results, method):
+    row = run.run(tiny(results, method, "overwrite", *CLOSED, "attack.keys=[1]", "method.n_bits=128")).rows[-1]
+    assert (row.knob, row.strength, row.claim_ber, row.claim_detected) == ("keys", 1, 0, True)
+    assert row.detected
+    assert row.ber < 0.05  # of a layer that hardly holds two marks
+    assert row.utility_victim - row.utility <= 0.6  # one of 180 pictures
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_five_keys_written_in_turn_all_read(marked, method):
+    few = [] if method in ("frequency", "watermas") else ["method.n_bits=16"]  # five times 64 are more than the weights
+    x, model, owner = marked(method, "overwrite", *CLOSED, "attack.keys=[5]", *few)
+    before = copy.deepcopy(model.state_dict())
+    (point,) = x.attack.run(threat.stolen(x, model, owner), np.random.default_rng(0), Fit(x.train, 0))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    draws = np.random.default_rng(0)
+    keys = [x.method.keygen(model, draws) for _ in range(5)]
+    assert all(judge.judged(x, model, key)[0] > 0.1 for key in keys)  # nothing was there before
+    assert [judge.judged(x, point.model, key)[0] for key in keys] == [0] * 5
+    assert all(x.method.accepts(key) for key in keys)
+    assert any(torch.equal(point.claim.message, key.message) for key in keys)
+    assert judge.judged(x, point.model, owner)[0] < 0.1
+
+
+def test_later_keys_that_spoil_earlier_ones_show_in_the_claim(marked):
+    """More bits than there are weights to read them from."""
+    x, model, owner = marked("uchida", "overwrite", *CLOSED, "attack.keys=[12]")
+    (point,) = x.attack.run(threat.stolen(x, model, owner), np.random.default_rng(0), Fit(x.train, 0))
+    draws = np.random.default_rng(0)
+    keys = [x.method.keygen(model, draws) for _ in range(12)]
+    errors = [judge.judged(x, point.model, key)[0] for key in keys]
+    assert min(errors) < max(errors)
+    assert judge.judged(x, point.model, point.claim)[0] == max(errors)
+
+
+def test_training_hashes_as_it_did_and_needs_its_data():
+    made = build_attack("overwrite")
+    old = {k: v for k, v in vars(made).items() if k not in ("mode", "keys")}
+    assert spec.canonical(made) == {"class": "attacks.overwrite.Overwrite", **spec.canonical(old)}
+    assert spec.canonical(build_attack("overwrite", *CLOSED))["mode"] == "closed_form"
+    assert spec.digest(replace(made, keys=[2])) != spec.digest(made)
+    with pytest.raises(ConfigError, match="closed_form"):
+        build_attack("overwrite", "attack.data=none")
+    with pytest.raises(ConfigError, match="distinct values"):
+        build_attack("overwrite", *CLOSED, "attack.keys=[0]")

@@ -1,0 +1,42 @@
+"""Writing a message under a key by the least change of the weights: no data, no training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.types import Key, Method
+
+
+def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, iterations: int = 200) -> None:
+    """The least change of the marked weights, in place, after which the key reads `message`.
+
+    Logits are linear in the weights, y = A w (permutation and scale held fixed): conjugate gradients solve A A^T u =
+    target - y, the change is A^T u. The target has the median margin of the old bits.
+    """
+    y = method.logits(model, key)
+    inputs = [model.get_parameter(name) for name in key.where]
+    used = torch.autograd.grad(y, inputs, torch.ones_like(y), retain_graph=True, allow_unused=True)
+    inputs = [w for w, g in zip(inputs, used, strict=True) if g is not None]
+    mix = torch.zeros_like(y, requires_grad=True)
+    back = torch.autograd.grad(y, inputs, mix, create_graph=True)
+
+    def normal(u: Tensor) -> Tensor:
+        slopes = torch.autograd.grad(y, inputs, u, retain_graph=True)
+        return torch.autograd.grad(back, mix, slopes, retain_graph=True)[0]
+
+    sign = torch.where(torch.from_numpy(message).to(y.device), 1.0, -1.0)
+    residual = (sign * y.abs().median() - y).detach()
+    u, direction, least = torch.zeros_like(residual), residual.clone(), 1e-10 * residual.dot(residual)
+    for _ in range(iterations if residual.any() else 0):
+        ahead, size = normal(direction), residual.dot(residual)
+        length = size / direction.dot(ahead)
+        u, residual = u + length * direction, residual - length * ahead
+        if residual.dot(residual) <= least:
+            break
+        direction = residual + residual.dot(residual) / size * direction
+    change = torch.autograd.grad(y, inputs, u)
+    with torch.no_grad():
+        for weight, step in zip(inputs, change, strict=True):
+            weight += step
