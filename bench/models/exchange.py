@@ -1,4 +1,4 @@
-"""Exchanging and scaling the channels that a trace (bench.models.symmetry) found: an attacker does, a judge undoes it."""
+"""Exchanging and scaling the channels that a trace (bench.models.symmetry) found, and doing so again backwards."""
 
 from __future__ import annotations
 

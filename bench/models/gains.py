@@ -13,7 +13,7 @@ from bench.models.symmetry import Trace, extent
 
 ROUNDS = 20  # of alternating least squares
 LEAST = 1e-3  # logarithm of a factor below which nothing is scaled
-VECTORS = 1e-3  # weight of what fixes only a common factor of a family
+VECTORS = 1e-2  # weight of an entry of a vector, as if 1e-4 of an entry of a matrix
 
 
 def fitted(
@@ -38,13 +38,13 @@ def fitted(
         if name not in suspect or not any(trace.roots(ids).any() for ids in terms):
             continue
         if suspect[name].dim() < 2:
-            rows += _common(trace, name, terms[0], suspect[name], reference[name]) if name in reference else []
+            rows += _vector(trace, name, terms[0], suspect[name], reference[name]) if name in reference else []
             continue
         groups = _grouped(trace, terms, suspect[name].dim())
         gains, weights = _gains(suspect[name], unread[name], groups, name in means)
         first = unknowns
         unknowns += len(groups) - 1
-        for i, (index, members) in enumerate(groups):
+        for i, (_, members) in enumerate(groups):
             gauge = range(first, unknowns) if i == 0 else [first + i - 1]
             for place in np.nonzero(weights[i] > 0)[0]:
                 roots = [int(r) for r in members[place] if r]
@@ -110,6 +110,7 @@ def _gains(
 
     target = u
     for step in range(ROUNDS):
+        before = product()
         if mean and step:
             table = s.new_tensor(product()).view(power.shape)
             inverse = (1 / table).nan_to_num(0, 0, 0)
@@ -123,6 +124,8 @@ def _gains(
             some = np.abs(gains[i])[gains[i] != 0]
             common = float(np.exp(np.log(some).mean())) if some.size else 1.0
             gains[i], gains[0] = gains[i] / common, gains[0] * common
+        if step and np.abs(product() - before).max() <= 1e-14 * np.abs(before).max():
+            break
     weights = []
     for i in range(len(gains)):
         rest = product(i)
@@ -132,15 +135,15 @@ def _gains(
     return gains, weights
 
 
-def _common(
+def _vector(
     trace: Trace, name: str, ids: np.ndarray, suspect: Tensor, reference: Tensor
 ) -> list[tuple[list[int], list[float], float]]:
-    """One equation: by how much a vector's channels are scaled on average, the larger ones first."""
+    """One equation for each entry of a vector that has kept its sign, the larger ones first, none with much weight."""
     roots = trace.roots(ids).ravel()
     s, r = suspect.double().numpy().ravel(), reference.double().numpy().ravel()
     ok = (roots != 0) & (s * r > 0) & np.isfinite(s) & np.isfinite(r)
-    if not ok.any():
-        return []
-    share = VECTORS * r[ok] ** 2 / (r[ok] ** 2).sum()
-    columns = np.abs(roots[ok]).tolist()
-    return [(columns, (share * np.sign(roots[ok])).tolist(), float((share * np.log(s[ok] / r[ok])).sum()))]
+    found = []
+    for root, a, b in zip(roots[ok].tolist(), s[ok], r[ok], strict=True):
+        w = VECTORS * abs(b) / np.abs(r[ok]).max()
+        found.append(([abs(root)], [w * float(np.sign(root))], float(w * np.log(a / b))))
+    return found

@@ -1,0 +1,241 @@
+"""The network that suspects are aligned with, and what may be looked at of it (see models.align)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.models import exchange, places, weights
+from bench.models.places import Family, Place
+from bench.models.symmetry import Trace
+
+TOLERANCE = 1e-4  # of logits
+
+
+class OtherShapes(Exception):
+    """The suspect's tensors cannot be brought to the reference's shapes; says which."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Blocks that move whole. inside: families within them, and of each the sets that are in each block; direct: places
+    without such a family, by number."""
+
+    family: Family
+    inside: tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
+    direct: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Rows before a batch normalisation: what changes its sign with them. gammas: (name, place of its running mean)."""
+
+    family: Family
+    gammas: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What suspects are aligned with; made once (`prepared`).
+
+    unread: of every tensor of two axes or more what may be looked at; balanced: the same, balanced. means: tensors of
+    which only a mean over the first axis is read. evidence: of each family and place how many numbers a channel has to
+    show there. needs: of a place the families, and the flips, that have to be settled before it shows anything.
+    """
+
+    model: nn.Module
+    channels: Trace
+    blocks: Trace
+    scale: Trace
+    families: tuple[Family, ...]
+    heads: tuple[Heads, ...]
+    flips: tuple[Flips, ...]
+    axes: dict[str, tuple[int, ...]]
+    unread: dict[str, Tensor]
+    balanced: dict[str, Tensor]
+    means: frozenset[str]
+    evidence: tuple[tuple[float, ...], ...]
+    needs: dict[tuple[str, tuple[int, ...]], tuple[frozenset[int], frozenset[int]]]
+
+    @property
+    def bare(self) -> frozenset[int]:
+        """Families without anything that may be looked at: they stay as they are."""
+        return frozenset(f for f, counts in enumerate(self.evidence) if not any(counts))
+
+    def signless(self, place: Place) -> bool:
+        """Whether channels may have either sign there."""
+        return any((place.name, place.axes) == (p.name, p.axes) for flips in self.flips for p in flips.family.places)
+
+
+def hidden(method: object, model: nn.Module, key: object) -> dict[str, Tensor]:
+    """What `prepared` may look at of the weights that carry a mark: the method's `unread`, or nothing of them."""
+    found = method.unread(model, key)
+    return {name: torch.zeros_like(weights.read(model, name)) for name in key.where} if found is None else found
+
+
+@torch.no_grad()
+def prepared(model: nn.Module, unread: Mapping[str, Tensor], example: Tensor) -> Reference:
+    """The reference that `model` makes. unread: of each weight that bits are read from the part that they are not
+    computed from, 0 elsewhere (`hidden`); all other weights are looked at whole. example: inputs, as `Task.example`."""
+    model = copy.deepcopy(model).cpu().eval()
+    example = example.cpu()
+    traces = {}
+    with exchange.evaluating(model):
+        for mode in ("channels", "blocks", "scale"):
+            traces[mode] = Trace(model, mode)
+            traces[mode].record(example[:1])
+        flips = tuple(_flips(traces["scale"], model, example))
+    channels = traces["channels"]
+    families = tuple(f for f in places.families(channels) if any(len(roots) > 1 for roots in f.roots))
+    own = {name: t.float() for name, t in channels.tensors.items() if t.dim() > 1}
+    shown = own | {name: t.detach().cpu().float() for name, t in unread.items()}
+    axes = places.moving(channels)
+    evidence = tuple(tuple(_evidence(shown, f, i) for i in range(len(f.places))) for f in families)
+    return Reference(
+        model=model,
+        channels=channels,
+        blocks=traces["blocks"],
+        scale=traces["scale"],
+        families=families,
+        heads=tuple(_heads(traces["blocks"], families)),
+        flips=flips,
+        axes=axes,
+        unread=shown,
+        balanced=places.like(shown, axes),
+        means=frozenset(name for name in unread if _is_mean(own[name], shown[name])),
+        evidence=evidence,
+        needs=_needs(channels, families, flips, shown),
+    )
+
+
+def _evidence(shown: Mapping[str, Tensor], family: Family, i: int) -> float:
+    place = family.places[i]
+    if place.name not in shown:
+        return 0.0
+    sets = [places.units(shown[place.name], place.axes, at[i]) for at in family.at]
+    return float(sum((u != 0).sum() for u in sets)) / sum(len(u) for u in sets)
+
+
+def _is_mean(whole: Tensor, shown: Tensor) -> bool:
+    """Whether what is not shown is the same in all rows."""
+    rest = whole - shown
+    return bool(rest.any()) and float((rest - rest[:1]).abs().max()) <= 1e-5 * float(whole.abs().max())
+
+
+def _flips(scale: Trace, model: nn.Module, example: Tensor) -> list[Flips]:
+    """The rows before batch normalisations whose sign the function does not depend on: each is tried."""
+    found = []
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, tuple(example.shape), generator=draws).to(example.dtype)
+    before = model(pixels)
+    for family in places.families(scale):
+        means = [(i, p.name) for i, p in enumerate(family.places) if p.name in scale.statistics]
+        gammas = tuple((name.removesuffix("running_mean") + "weight", i) for i, name in means)
+        if not means or not all(name in scale.tensors for name, _ in gammas):
+            continue
+        flips = Flips(family, gammas)
+        for again in (False, True):  # there, and back: exact
+            for k, roots in enumerate(family.roots):
+                flip(scale.tensors, flips, k, np.ones(len(roots), bool))
+            if not again:
+                same = bool((model(pixels) - before).abs().max() <= TOLERANCE * before.abs().max())
+        if same:
+            found.append(flips)
+    return found
+
+
+def flip(tensors: Mapping[str, Tensor], flips: Flips, k: int, which: np.ndarray) -> None:
+    """Change the sign of some channels of set k, in place, wherever a tensor is at hand."""
+    family = flips.family
+    for i, place in enumerate(family.places):
+        if place.name in tensors:
+            places.negate(tensors[place.name], place.axes, family.at[k][i][which].ravel())
+    for name, i in flips.gammas:
+        if name in tensors:
+            places.negate(tensors[name], (0,), family.at[k][i][which].ravel())
+
+
+def _heads(blocks: Trace, families: tuple[Family, ...]) -> list[Heads]:
+    found = []
+    for family in places.families(blocks):
+        if not any(len(roots) > 1 for roots in family.roots):
+            continue
+        at = {}  # tensor, axes, position -> head
+        for i, place in enumerate(family.places):
+            for k, roots in enumerate(family.roots):
+                for n in range(len(roots)):
+                    at |= {(place.name, place.axes, int(p)): (k, n) for p in family.at[k][i][n]}
+        inside, covered = [], set()
+        for f, inner in enumerate(families):
+            first = inner.places[0]
+            owners = [at.get((first.name, first.axes, int(sets[0][0, 0]))) for sets in inner.at]
+            if None in owners:
+                continue
+            sizes = [len(roots) for roots in family.roots]
+            lists = tuple(
+                tuple(s for s, owner in enumerate(owners) if owner == (k, n))
+                for k in range(len(sizes))
+                for n in range(sizes[k])
+            )
+            inside.append((f, lists))
+            covered |= {(place.name, place.axes) for place in inner.places}
+        direct = tuple(i for i, p in enumerate(family.places) if (p.name, p.axes) not in covered)
+        found.append(Heads(family, tuple(inside), direct))
+    return found
+
+
+def _needs(
+    channels: Trace, families: tuple[Family, ...], flips: tuple[Flips, ...], shown: Mapping[str, Tensor]
+) -> dict[tuple[str, tuple[int, ...]], tuple[frozenset[int], frozenset[int]]]:
+    """Of a tensor and axes: families and flips along its other axes, and the families along these (which a flip needs).
+
+    Flips of rows of which nothing may be looked at are never settled, and nothing waits for them.
+    """
+    along: dict[str, list[tuple[tuple[int, ...], int]]] = {}
+    for f, family in enumerate(families):
+        for place in family.places:
+            along.setdefault(place.name, []).append((place.axes, f))
+    signs: dict[str, list[tuple[tuple[int, ...], int]]] = {}
+    for g, flip in enumerate(flips):
+        for place in witnesses(flip, shown):
+            signs.setdefault(place.name, []).append((place.axes, g))
+    found = {}
+    every = {(name, axes) for table in (along, signs) for name, entries in table.items() for axes, _ in entries}
+    for name, axes in every:
+        others = frozenset(f for a, f in along.get(name, []) if a != axes)
+        found[name, axes] = others, frozenset(g for a, g in signs.get(name, []) if a != axes)
+    return found
+
+
+def witnesses(flips: Flips, shown: Mapping[str, Tensor]) -> list[Place]:
+    """Where the sign of a row shows."""
+    return [p for p in flips.family.places if p.name in shown and bool((shown[p.name] != 0).any())]
+
+
+@dataclass
+class State:
+    """A suspect on its way: all its tensors, the balanced ones, what is settled, what was moved."""
+
+    held: dict[str, Tensor]
+    seen: dict[str, Tensor]
+    families: set[int] = field(default_factory=set)
+    heads: set[int] = field(default_factory=set)
+    flips: set[int] = field(default_factory=set)
+    moved: set[tuple[str, int]] = field(default_factory=set)
+    wide: dict[int, int] = field(default_factory=dict)  # families that have other numbers of units
+    flipped: int = 0
+    merged: int = 0
+
+    def usable(self, ref: Reference, family: Family, f: int) -> list[int]:
+        """Places of a family that show something now."""
+        return [i for i, p in enumerate(family.places) if ref.evidence[f][i] and self.settled(ref, p)]
+
+    def settled(self, ref: Reference, place: Place, whole: bool = True) -> bool:
+        """Whether all along a tensor's other axes is in order (and, `whole`, along this one as wide as it should)."""
+        others, signs = ref.needs.get((place.name, place.axes), (frozenset(), frozenset()))
+        return (place.name in self.seen or not whole) and others <= self.families and signs <= self.flips
