@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from attacks._students import StudentAttack
 from bench import spec
-from bench.errors import ConfigError, within
-from bench.models.base import Network
-from bench.types import Fit, Snapshot, TunedAttack, Victim
+from bench.errors import ConfigError
+from bench.types import Fit, Snapshot, Task, Victim
 
 
 @dataclass(frozen=True)
-class Distill(TunedAttack):
-    """Labels are never read: the student's cross-entropy is with the victim's outputs.
-
-    Students: the victim's published architecture, freshly initialised, without what the method adds to it; and
-    `student`, a conf/model node. A snapshot after each count of epochs in `snapshots`. A student of another
-    architecture has no marked weight to read, which counts as half an error a bit.
+class Distill(StudentAttack):
+    """The student's cross-entropy is with the victim's outputs, both divided by `temperature`, times its square, so
+    that gradients keep their size (Hinton et al. 2015, Sec. 2). alpha: weight of that loss; 1 - alpha is the weight of
+    the one on the attacker's labels, which are not read at alpha 1.
     """
 
     needs = ("outputs",)
-    needs_data = True
 
-    snapshots: list[int] = within(1, 10**6)
-    same: bool
-    student: Any
+    temperature: float = spec.later(1.0)
+    alpha: float = spec.later(1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.same and self.student is None:
-            raise ConfigError("attack.same=false leaves no student: model@attack.student=NAME")
-        if self.student is not None:
-            self.model()
+        if self.temperature <= 0 or not 0 <= self.alpha <= 1:
+            raise ConfigError("attack: temperature must be above 0, alpha from 0 to 1")
 
-    def model(self) -> Network:
-        """The other architecture. Raises ConfigError for a node that is none."""
-        if not isinstance(self.student, dict):
-            raise ConfigError(f"attack.student takes a model: model@attack.student={self.student}")
-        return spec.build(self.student, "attack.student")
+    def fits(self, task: Task) -> None:
+        if self.temperature != 1 and task.gives != "classes":
+            raise task.refuses("its networks give no logits to divide: attack.temperature=1")
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         task, seed = victim.task, int(rng.integers(2**62))
 
-        def loss(model: Any, batch: Any) -> Any:
-            return task.distill(model, victim.model, batch)
+        def loss(model: Any, batch: Any) -> Tensor:
+            if self.temperature == 1:
+                soft = task.distill(model, victim.model, batch)
+            else:
+                student, teacher = (cooled(net, self.temperature) for net in (model, victim.model))
+                soft = task.distill(student, teacher, batch) * self.temperature**2
+            return soft if self.alpha == 1 else self.alpha * soft + (1 - self.alpha) * task.loss(model, batch)
 
-        # Both first: one that cannot be built should not cost the other's training.
-        students = [("same", victim.fresh(seed))] if self.same else []
-        if self.student is not None:
-            students.append((self.model().title, task.build(self.model(), seed)))
-        for name, model in students:
-            for epoch in fit.epochs(model, task, loss=loss, epochs=max(self.snapshots), **self.tuning):
-                if epoch in self.snapshots:
-                    yield Snapshot(f"epoch/{name}", epoch, model, continues=epoch > min(self.snapshots))
+        yield from self.learned(victim, seed, fit, loss)
+
+
+def cooled(model: Callable[[Any], Tensor], temperature: float) -> Callable[[Any], Tensor]:
+    """A network's outputs, divided."""
+    return lambda images: model(images) / temperature

@@ -58,6 +58,10 @@ SMALL = {
     "n_bits": "64",
     "k": "128",
     "soups": "2",
+    "eps": "[0.01,0.1]",
+    "lambdas": "[0,1000]",
+    "images": "20",
+    "iterations": "2",
 }
 METHODS, ATTACKS = options("method"), options("attack")
 CPU = torch.device("cpu")

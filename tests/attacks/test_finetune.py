@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import metrics, run
-from tests.helpers import build_attack, fit, tiny, victim
+from bench import metrics, run, spec
+from tests.helpers import build_attack, fit, tiny, victim, weights_of
 
 
 @pytest.mark.parametrize("mode", ["ftal", "ftll", "rtal", "rtll"])
@@ -68,3 +68,51 @@ def test_finetune_on_other_data_gets_a_new_head_and_no_damage(results, tmp_path)
     assert run.prepare(moved).hashes == x.hashes
     (tmp_path / "e" / "train" / "dark" / "0.png").unlink()
     assert run.prepare(moved).hashes != x.hashes
+
+
+def points(x, model, key, fit, *words):
+    attack = build_attack("finetune", *words)
+    return [(s.strength, weights_of(s.model)) for s in attack.run(victim(x, model, key), np.random.default_rng(0), fit)]
+
+
+def same(one, two) -> bool:
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_smooth_is_training_on_smoothed_labels(marked):
+    x, model, key = marked("uchida")
+    ((_, made),) = points(x, model, key, fit(x), "attack.mode=smooth", "attack.epochs=1")
+    wanted, how = copy.deepcopy(model), build_attack("finetune").schedule(1)
+    fit(x)(wanted, x.task.view("attacker").smoothed(0.3), **how)
+    assert same(made, weights_of(wanted))
+    ((_, hard),) = points(x, model, key, fit(x), "attack.epochs=1")
+    assert not same(made, hard)
+
+
+def test_regularise_shrinks_weights_first_and_stops_when_nothing_is_gained(marked, monkeypatch):
+    from bench.tasks.classification import ClassificationTask
+
+    x, model, key = marked("uchida")
+    told, asked = iter([90.0, 91.0, 91.0, 90.0, 90.0]), []
+
+    def utility(self, net, split="test"):
+        asked.append((self.role, split))
+        return next(told)
+
+    monkeypatch.setattr(ClassificationTask, "utility", utility)
+    words = ["attack.mode=regularise", "attack.epochs=50", "attack.decay_epochs=2", "attack.patience=2"]
+    made = points(x, model, key, fit(x), *words, "attack.lr=0.003")
+    assert [epoch for epoch, _ in made] == [1, 2, 3, 4, 5]  # 91 after the third; the two after it gain nothing
+    assert set(asked) == {("attacker", "validation")}
+
+    def size(found):
+        return sum(float(w.square().sum()) for w in found.values())
+
+    plain = points(x, model, key, fit(x), "attack.epochs=2", "attack.lr=0.003")
+    assert size(made[1][1]) < size(plain[1][1])
+    free = points(x, model, key, fit(x), *words, "attack.lr=0.003", "attack.decay=0", "attack.epochs=2")
+    assert same(free[1][1], plain[1][1])
+
+
+def test_the_modes_that_were_keep_their_identity():
+    assert not {"smoothing", "decay", "decay_epochs", "patience"} & set(spec.canonical(build_attack("finetune")))
