@@ -24,9 +24,9 @@ class Overwrite(Attack):
     rates; epochs on the attacker's data each. One attacker's draws serve the whole grid, so that its points differ in
     strength alone.
     mode `closed_form` (ours): honest keys, written one after another, each by the least change of the weights, in the
-    Euclidean norm, after which it reads its message with the median margin that a random key has; keys that this made
-    misread are written again, as long as they become fewer. A point for each count in `keys`; its claim is the key that
-    then reads worst: where that one passes, all do.
+    Euclidean norm, after which it reads its message with the median margin of what it read before; keys that this made
+    misread are written again, as long as their wrong bits become fewer. A point for each count in `keys`; its claim is
+    the key that then reads worst: where that one passes, all do.
     """
 
     needs = ("weights", "method", "layer")
@@ -57,17 +57,21 @@ class Overwrite(Attack):
         def wrong(key: Key) -> float:
             return metrics.ber(method.extract(model, key, victim.task), key.message)
 
+        def write(key: Key) -> None:
+            rewrite(model, method, key, key.message.cpu().numpy())
+
         for count in range(1, max(self.keys) + 1):
-            made.append(method.keygen(victim.model, rng))
-            if count == 1 and method.logits(model, made[0]) is None:
-                yield Snapshot("keys", None, model, skipped="extraction is not differentiable: nothing can be solved")
+            key = method.keygen(victim.model, rng)
+            if count == 1 and method.logits(model, key) is None:
+                yield Snapshot("keys", None, model, skipped="extraction is not differentiable: nothing to solve")
                 return
-            rewrite(model, method, made[-1], made[-1].message.cpu().numpy())
-            misread, before = [key for key in made if wrong(key)], count + 1
-            while 0 < len(misread) < before:
-                for key in misread:
-                    rewrite(model, method, key, key.message.cpu().numpy())
-                before, misread = len(misread), [key for key in made if wrong(key)]
+            made.append(key)
+            write(key)
+            left, before = sum(map(wrong, made)), float("inf")
+            while 0 < left < before:
+                for key in filter(wrong, made):
+                    write(key)
+                left, before = sum(map(wrong, made)), left
             if count in self.keys:
                 yield Snapshot("keys", count, model, claim=max(made, key=wrong), continues=count > min(self.keys))
 

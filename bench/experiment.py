@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bench import machine, precision, spec
+from bench import machine, metrics, precision, spec
 from bench.errors import ConfigError, among, checked
 from bench.loggers import Log, Logger
 from bench.models.base import Network
@@ -28,19 +28,23 @@ JUDGE = 2  # 2: both tails, alignment, strengths chosen on validation, fidelity 
 @dataclass(frozen=True)
 class Verify:
     """The judge's numbers: the p-value at which a mark is detected; utility points an attack may cost (None: the task's
-    own number); how many random keys are tried on the victim, the control that measures false positives. align:
-    `committed`, a suspect that does not verify has its channels put back by the copy that the owner committed together
-    with the key (bench.models.align), and is read again; `none`."""
+    own number); how many random keys are tried on the victim, the control that measures false positives; the p-value
+    at which an attacker's claim verifies (None: the method's boundary, or metrics.CLAIM; above alpha it is alpha).
+    align: `committed`, a suspect that does not verify has its channels put back by the copy that the owner committed
+    together with the key (bench.models.align), and is read again; `none`."""
 
     alpha: float
     max_damage: float | None
     keys: int
     align: str = among("none", "committed")
+    claim: float | None = spec.later(None)
 
     def __post_init__(self) -> None:
         checked(self, "verify")
         if not 0 < self.alpha < 1 or (self.max_damage or 0) < 0 or self.keys < 0:
             raise ConfigError("verify: alpha must be in (0, 1), max_damage and keys at least 0")
+        if self.claim is not None and not 0 < self.claim < 1:
+            raise ConfigError("verify.claim must be in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,11 @@ class Experiment:
     @property
     def results(self) -> Path:
         return Path(self.options.results_dir)
+
+    @property
+    def bar(self) -> float:
+        """The p-value at which an attacker's claim verifies."""
+        return min(self.verify.alpha, self.verify.claim or usual(self.method))
 
     @property
     def method_name(self) -> str:
@@ -189,13 +198,18 @@ class Experiment:
         return Row(**{**facts, **values})
 
 
+def usual(method: Method) -> float:
+    """The p-value at which claims verify where nobody chooses another: one for honest keys is none for who grinds."""
+    return metrics.CLAIM if method.boundary is None else method.boundary
+
+
 def prepare(
     cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: list[str] | None = None
 ) -> Experiment:
     """Build and check every node before anything costs time; `words` composed them. Raises ConfigError or UserError.
 
-    Writes into `cfg` what is the task's own where nobody chose it (verify.max_damage): who judges by it reads a number;
-    and the threat model of an attack that makes it of others'.
+    Writes into `cfg` what follows from the choices, for whoever reads a run file: verify.max_damage and verify.claim
+    where they are the task's or the method's own, and the threat model of an attack that makes it of others'.
     """
     names = [f.name for f in fields(Options)]
     options = spec.build({"_target_": "bench.experiment.Options", **{name: cfg.get(name) for name in names}}, "")
@@ -209,6 +223,9 @@ def prepare(
     if node["verify"].max_damage is None:
         node["verify"] = replace(node["verify"], max_damage=opened.max_damage)
         OmegaConf.update(cfg, "verify.max_damage", opened.max_damage)
+    if node["verify"].claim in (None, usual(node["method"])):
+        node["verify"] = replace(node["verify"], claim=None)  # the same, said or not: it hashes alike
+        OmegaConf.update(cfg, "verify.claim", usual(node["method"]))
     if (transfer := getattr(node["attack"], "transfer", None)) is not None:
         if not isinstance(transfer, dict):
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")

@@ -44,12 +44,12 @@ class Judge:
         if key is not None:
             error, log10_p, ok = judged(x, snapshot.model, key)
             values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok, "tests": x.tests}
-            if not ok and x.readings > 1:
+            if not ok and x.readings > 1 and self.committed is not None:
                 values |= self.aligned(snapshot.model)
             if self.gallery:
                 self.gallery.add(x, snapshot.model, key, snapshot.knob, snapshot.strength)
         if snapshot.claim is not None:
-            error, log10_p, ok = judged(x, snapshot.model, snapshot.claim)
+            error, log10_p, ok = judged(x, snapshot.model, snapshot.claim, x.bar)
             values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
         return x.row(snapshot.knob, strength=snapshot.strength, **values)
 
@@ -85,12 +85,14 @@ def _said(found: align.Aligned) -> str:
     return ", ".join(parts)
 
 
-def judged(x: Experiment, model: nn.Module, key: Key) -> tuple[float, float, bool]:
-    """(BER, log10 p, detected) of one claim: bits match at p <= alpha, and every prescribed check passes."""
+def judged(x: Experiment, model: nn.Module, key: Key, alpha: float | None = None) -> tuple[float, float, bool]:
+    """(BER, log10 p, detected) of one key: bits match at p <= alpha (None: the owner's, verify.alpha; `x.bar` is for
+    claims of attackers, who may try many), and every prescribed check passes."""
     # A network of another architecture has no such weights: no evidence, which is half an error a bit.
     soft = x.method.extract(model, key, x.task) if carries(x, model, key) else torch.full((key.n_bits,), 0.5)
     error, log10_p = x.method.evidence(soft, key)
-    return error, log10_p, metrics.is_detected(log10_p, x.verify.alpha, x.readings) and x.method.accepts(key)
+    asked, readings = (x.verify.alpha, x.readings) if alpha is None else (alpha, 1)  # claims are read by position
+    return error, log10_p, metrics.is_detected(log10_p, asked, readings) and x.method.accepts(key)
 
 
 def carries(x: Experiment, model: nn.Module, key: Key) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Z95 = 1.959963984540054
 BEST = 100.0  # dB, of pictures that are restored exactly
+CLAIM = 2.0**-80  # p-value at which an attacker's claim verifies, where the method names none: tries are cheap
 
 
 def ber(soft: Tensor, message: Tensor) -> float:
@@ -61,6 +62,13 @@ def is_detected(log10_p_value: float, alpha: float, readings: int = 1) -> bool:
 def matches_needed(n: int, alpha: float, tests: int = 1) -> int | None:
     """Fewest matches of n that are a detection at alpha, shared among so many tests; None where n cannot reach it."""
     return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n), alpha, tests)), None)
+
+
+def work_bits(n: int, alpha: float) -> float | None:
+    """log2 of the keys that are tried, on average, until one of n bits is detected at alpha, under the binomial null:
+    at least -log2 alpha. None where n bits cannot reach it, whoever tries."""
+    need = matches_needed(n, alpha)
+    return None if need is None else -log10_p(1 - need / n, n) / math.log10(2)
 
 
 def t_interval(values: Iterable[float]) -> tuple[float, float | None]:

@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> str:
         outcome = job(cfg, say, progress, given(hydra))
     if outcome.rows:
         judge = (cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage)
-        terminal.table(outcome.rows, *judge, outcome.boundary, outcome.controls)
+        terminal.table(outcome.rows, *judge, outcome.boundary, outcome.controls, cfg.verify.get("claim"))
     if outcome.outputs:
         terminal.pictures(outcome.outputs, outcome.rows[0].seed, outcome.figure)
     if outcome.status == "failed":

@@ -7,6 +7,7 @@ elapsed and remaining time is below them for whatever takes more than a second.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from rich.table import Table as Bars
 
     from bench.report.tables import Table
+
+
+SEARCHES = ("tries", "grind")  # knobs whose strength is how many keys were tried
 
 
 def say(line: str) -> None:
@@ -89,10 +93,16 @@ def live(prefix: str = "") -> Iterator[tuple[Say, Progress]]:
 
 
 def table(
-    rows: list[Row], goal: str, alpha: float, max_damage: float, own: float | None = None, controls: dict | None = None
+    rows: list[Row],
+    goal: str,
+    alpha: float,
+    max_damage: float,
+    own: float | None = None,
+    controls: dict | None = None,
+    claim: float | None = None,
 ) -> None:
     """Rows of one run on stdout; `own` is the p-value of the method's paper, if it has one, `controls` what
-    the random keys did (bench.controls)."""
+    the random keys did (bench.controls), `claim` the p-value at which an attacker's claim verifies (None: alpha)."""
     from bench.report import tables
 
     out = console()
@@ -100,7 +110,7 @@ def table(
     # First the columns move together, then knobs are broken into lines, and only then columns go below others.
     ways = [replace(made, gap=gap, room=room) for gap, room in ((2, 24), (1, 24), (1, 12))]
     tables.show(next((way for way in ways if len(tables.layout(way, out.width)[2]) == 1), ways[-1]), out)
-    for line in notes(rows, goal, alpha, own, controls):
+    for line in notes(rows, goal, alpha, own, controls, claim):
         out.print(line, style="dim", soft_wrap=False)
 
 
@@ -137,7 +147,14 @@ def _rows(rows: list[Row], known: dict[str, Any], goal: str, max_damage: float) 
     return made
 
 
-def notes(rows: list[Row], goal: str, alpha: float, boundary: float | None, controls: dict | None) -> list[str]:
+def notes(
+    rows: list[Row],
+    goal: str,
+    alpha: float,
+    boundary: float | None,
+    controls: dict | None,
+    claim: float | None = None,
+) -> list[str]:
     """What a reader of the table must know beside it."""
     lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
     bits = next((row.n_bits for row in rows if row.n_bits), None)
@@ -155,8 +172,23 @@ def notes(rows: list[Row], goal: str, alpha: float, boundary: float | None, cont
         passed = sum(row.log10_p is not None and metrics.is_detected(row.log10_p, boundary) for row in rows)
         read = sum(row.log10_p is not None for row in rows)
         lines.append(f"the method's own boundary, {boundary:.1e} ({need} bits): {passed} of {read} rows pass")
-    if goal == "forge" and bits:
-        lines.append(f"key search: t tries reach p of about 1/t; alpha would need about {1 / alpha:.0e} tries")
+    if bits and (goal == "forge" or any(row.claim_ber is not None for row in rows)):
+        lines += _claims(rows, bits, min(alpha, claim or alpha))
+    return lines
+
+
+def _claims(rows: list[Row], bits: int, bar: float) -> list[str]:
+    """What a claim needs, and how far the search for keys came beside what chance gives: 1/t after t tries."""
+    need, work = metrics.matches_needed(bits, bar), metrics.work_bits(bits, bar)
+    threshold = f"more bits than {bits}: no claim can verify" if need is None else f"{need} of {bits} bits"
+    lines = [f"claims verify: p <= {bar:.1e}, {threshold}"]
+    tried = [row for row in rows if row.knob in SEARCHES and row.claim_log10_p is not None and row.strength]
+    if tried:
+        last = max(tried, key=lambda row: row.strength)
+        found = (
+            f"log10 p {last.claim_log10_p:.1f} after {last.strength:g} tries, {-math.log10(last.strength):.1f} expected"
+        )
+        lines.append(f"key search: {found}{'' if work is None else f'; a claim takes 2^{math.floor(work)}'}")
     return lines
 
 

@@ -29,7 +29,9 @@ JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", 
 JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
 NODES = ("", "cache.", "logger.", "task.max_damage.")
-VALUES = re.compile(r"attack\.(.+\.)?seed|task\.max_damage")  # the attack's own seed, and of a chain's steps
+VALUES = re.compile(
+    r"attack\.(.+\.)?seed|task\.max_damage|verify\.claim"
+)  # the attack's own seed, and of a chain's steps
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -120,7 +122,7 @@ def _needs(attack: dict[str, Any]) -> str:
 def variants(runs: list[dict]) -> pd.DataFrame:
     """All rows, labelled so that (method_label, attack_label, model, data) is one configuration; with verdicts.
 
-    Adds damage, fidelity and verdict; `reading`, the bit error rate that the verdict rests on, and `how` it was read
+    Adds damage, fidelity, verdict and bar, the p-value at which claims were judged; `reading`, the bit error rate that the verdict rests on, and `how` it was read
     (bench.metrics.reading); `weighed`, the damage by which an attacker chooses among strengths: on the validation
     split, or nan in rows that were made before it was measured. Of two files of one configuration and seed the newest
     counts. Verdicts are the protocol's (bench.metrics.verdict).
@@ -133,6 +135,9 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     counts = [len(run["rows"]) for run in runs]
     for side, labels in _labels(runs).items():
         df[f"{side}_label"] = np.repeat(np.array(labels, dtype=object), counts)
+    # Before there was verify.claim, claims were judged at alpha.
+    asked = [(run["config"]["verify"]["alpha"], run["config"]["verify"].get("claim") or 1.0) for run in runs]
+    df["bar"] = np.repeat([min(pair) for pair in asked], counts)
     # Where the configurations read the same (a method's new version), the hash tells them apart.
     hashes = df.groupby(["method_label", "attack_label", "model", "data"])["config_hash"]
     clash = hashes.transform("nunique") > 1

@@ -6,8 +6,9 @@ import math
 
 import pandas as pd
 
+from bench import metrics
 from bench.metrics import ALIGNED, INVERTED
-from bench.report.words import BEFORE, CELL, unit
+from bench.report.words import BEFORE, CELL, power, unit
 
 ALIVE = ("survived", INVERTED)
 
@@ -27,7 +28,7 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
     if len(forged := ok[ok["verdict"] == "forged"]):
         return f"forged ({', '.join(dict.fromkeys(forged['knob']))})", "bad"
     if ok["goal"].iloc[0] == "forge":
-        return "resisted", "good"
+        return _resisted(ok)
     name, digits = unit(ok["utility_name"].iloc[0])
     point = [ok["knob"], ok["strength"].fillna(-1)]
     gone = ok[ok["verdict"].isin(["removed", "overwritten"])]
@@ -48,6 +49,16 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
     alive = kept["reading"].groupby(point).mean()
     how = "".join(f", {name}" for name in (ALIGNED, INVERTED) if (kept["how"] == name).any())
     return f"survived ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'}{how})", "good"
+
+
+def _resisted(ok: pd.DataFrame) -> tuple[str, str]:
+    """How many keys were tried, and how many would have to be for a claim to pass: nobody tries as many."""
+    n, bar = int(ok["n_bits"].max()), ok["bar"].min()
+    if (work := metrics.work_bits(n, bar)) is None:
+        return f"resisted ({n} bits prove no claim)", "warn"
+    tried = ok["strength"][ok["knob"].isin(["tries", "grind"])].max()
+    said = [] if math.isnan(tried) else [f"{power(tried)} tries"]
+    return f"resisted ({'; '.join([*said, f'2^{math.floor(work)}'])})", "good"
 
 
 def unsound(df: pd.DataFrame) -> dict[tuple[str, str, str], str]:

@@ -20,7 +20,9 @@ UNITS = {"psnr": ("dB", 2), "ssim": ("SSIM", 3)}
 def axis(knob: str) -> str:
     """How a knob's strengths rise: "bits" (downwards), "log" or "linear"."""
     base = re.split("[,/]", knob.rpartition(" > ")[2])[0].strip()  # of a chain's last step
-    return "bits" if base == "bits" else "log" if base in ("tries", "sigma") or "lambda" in base else "linear"
+    if base == "bits":
+        return base
+    return "log" if base in ("tries", "grind", "keys", "sigma") or "lambda" in base else "linear"
 
 
 def unit(name: Any) -> tuple[str, int]:
@@ -32,6 +34,15 @@ def number(x: float) -> str:
     """A strength or an alpha: 0.5, 100,000, 1e-9."""
     text = "–" if missing(x) else f"{x:,.0f}" if x >= 10_000 and x == int(x) else f"{x:g}"
     return text.replace("e-0", "e-")
+
+
+def power(count: float) -> str:
+    """How many, where tens are what matters: 20, 10^3, 3x10^5."""
+    if count < 1000:
+        return f"{count:g}"
+    tens = len(f"{int(count)}") - 1
+    lead = f"{count / 10**tens:.2g}"
+    return f"10^{tens}" if lead == "1" else f"{lead}x10^{tens}"
 
 
 def lines(text: str, room: int) -> str:

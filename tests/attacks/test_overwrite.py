@@ -27,7 +27,7 @@ def test_overwrite_reaches_its_own_mark_with_its_own_key(results):
 
 
 def test_writing_over_a_module_needs_no_training(results):
-    rows = {r.knob: r for r in run.run(tiny(results, "frequency", "overwrite")).rows}
+    rows = {r.knob: r for r in run.run(tiny(results, "frequency", "overwrite", "method.n_bits=100")).rows}
     row = rows["no training"]
     assert (row.claim_ber, row.claim_detected, row.detected) == (0, True, False)
     assert abs(row.utility - row.utility_victim) < 0.6

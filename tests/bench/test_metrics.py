@@ -26,6 +26,16 @@ def test_neuralmark_security_boundary():
     assert metrics.matches_needed(256, 2.0**-128) == 227
 
 
+def test_the_work_of_a_claim_is_what_its_boundary_asks_for():
+    assert metrics.CLAIM == 2.0**-80
+    for n, bar in ((256, 2.0**-128), (256, metrics.CLAIM), (1024, metrics.CLAIM)):
+        need = metrics.matches_needed(n, bar)
+        assert metrics.work_bits(n, bar) == pytest.approx(-binom.logsf(need - 1, n, 0.5) / math.log(2), rel=1e-9)
+        assert -math.log2(bar) <= metrics.work_bits(n, bar) < -math.log2(bar) + 4
+    assert metrics.work_bits(80, metrics.CLAIM) == pytest.approx(80)
+    assert metrics.work_bits(79, metrics.CLAIM) is None  # a message that short is no proof, not even read without error
+
+
 def test_all_bits_right_is_two_to_the_minus_n():
     for n in (1, 8, 64, 2048):
         assert metrics.log10_p(0.0, n) == pytest.approx(n * math.log10(0.5), rel=1e-12)

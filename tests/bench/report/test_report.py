@@ -167,7 +167,24 @@ def test_forging_and_other_outcomes():
     flip, tries = point("flip", None, claim_ber=0.0), point("tries", 100, claim_ber=0.4)
     assert cell([run("uchida", "forge", 0, [flip, tries], goal="forge")]) == "forged (flip)"
     refused = flip | {"claim_detected": False}
-    assert cell([run("uchida", "forge", 0, [refused, tries], goal="forge")]) == "resisted"
+    assert cell([run("uchida", "forge", 0, [refused, tries], goal="forge")]) == "resisted (100 tries; 2^29)"
+    asked = {"verify.claim": 2.0**-128}
+    ground = [refused, tries, point("grind", 1e6, claim_ber=0.4)]
+    assert cell([run("neuralmark", "forge", 0, ground, goal="forge", config=asked)]) == "resisted (10^6 tries; 2^128)"
+    assert cell([run("uchida", "forge", 0, [refused], goal="forge", config=asked)]) == "resisted (2^128)"
+    short = [
+        run(
+            "boxfree",
+            "forge",
+            0,
+            [point("trained", 300, claim_ber=0.0, claim_detected=False)],
+            n=64,
+            goal="forge",
+            config={"verify.claim": metrics.CLAIM},
+        )
+    ]
+    assert cell(short) == "resisted (64 bits prove no claim)"
+    assert assemble(short).cells["kind"][0] == "warn"
     moved = point("epoch", 1, ber=0.5, utility_victim=None, utility_name="accuracy@cifar100")
     assert cell([run("uchida", "finetune", 0, [moved])]) == "lost (new task)"
     assert cell([run("none", "prune", 0, [point()])]) == "unmarked"
