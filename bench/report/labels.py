@@ -15,15 +15,8 @@ from bench import metrics
 from bench.store.runs import frame
 
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
-NUMBERS += [
-    "utility",
-    "utility_victim",
-    "utility_host",
-    "utility_validation",
-    "ber_aligned",
-    "log10_p_aligned",
-    "tests",
-]
+NUMBERS += ["utility", "utility_victim", "utility_host", "utility_validation"]
+NUMBERS += ["ber_aligned", "log10_p_aligned", "tests"]
 # What a verdict is made of (bench.metrics).
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
 JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned"]
@@ -122,10 +115,10 @@ def _needs(attack: dict[str, Any]) -> str:
 def variants(runs: list[dict]) -> pd.DataFrame:
     """All rows, labelled so that (method_label, attack_label, model, data) is one configuration; with verdicts.
 
-    Adds damage, fidelity, verdict and bar, the p-value at which claims were judged; `reading`, the bit error rate that the verdict rests on, and `how` it was read
-    (bench.metrics.reading); `weighed`, the damage by which an attacker chooses among strengths: on the validation
-    split, or nan in rows that were made before it was measured. Of two files of one configuration and seed the newest
-    counts. Verdicts are the protocol's (bench.metrics.verdict).
+    Adds damage, fidelity, verdict and bar, the p-value at which claims were judged; `reading`, the bit error rate that
+    the verdict rests on, and `how` it was read (bench.metrics.reading); `weighed`, the damage by which an attacker
+    chooses among strengths: on the validation split, or nan in rows that were made before it was measured. Of two files
+    of one configuration and seed the newest counts. Verdicts are the protocol's (bench.metrics.verdict).
     """
     newest: dict[tuple, int] = {}
     for i in sorted(range(len(runs)), key=lambda i: str([row["created_at"] for row in runs[i]["rows"]])):
