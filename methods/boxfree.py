@@ -58,8 +58,10 @@ class Boxfree(Recipe, Method):
 
     Not as there: networks and schedule a hundredth (a U-Net of 3 levels, an extractor of 42 k weights), bits, random
     messages, a start from squares that anybody sees, losses relative to the message's, the change's bound, no
-    perceptual term (0 in the released code too), and the absorbed network learns from the barrier, not together with
-    it. Ambiguity is not answered: anybody can train an extractor that finds a message of his own in the same pictures.
+    perceptual term (0 in the released code too), no consistency term in the adversarial stage (the released code keeps
+    it), an extractor that reads RGB and ends linearly (there: greyscale, a final ReLU), and the absorbed network learns
+    from the barrier, not together with it. Ambiguity is not answered: anybody can train an extractor that finds a message of his own in the same pictures
+    (attack `forge` does).
 
     Secret: the extractor's weights, `extractor.*`; for a logo `mark` [1, S, S] and `null` [3] (mean, standard
     deviation, count). keygen draws them untrained; embed trains them in place.
