@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import lsqr
 from torch import Tensor
@@ -89,13 +90,14 @@ def _gains(
     """(gains, weights) of each group: suspect = unread (plus, if a mean of it is read, an unknown one) times gains."""
     axes = sorted(set().union(*(extent(index) for index, _ in groups)))
     others = [a for a in range(suspect.dim()) if a not in axes]
-    s, u = suspect.double().nan_to_num(0, 0, 0), unread.double()
-    s = s * (u != 0)
+    # What was pruned, or is no number, says nothing of a factor.
+    shown = (unread != 0) & suspect.isfinite() & (suspect != 0)
+    s, u = torch.where(shown, suspect, 0).double(), torch.where(shown, unread, 0).double()
 
     def summed(x: Tensor) -> np.ndarray:
         return (x.sum(others, keepdim=True) if others else x).numpy()
 
-    power, count = summed(s * s), summed((u != 0).double())
+    power, count = summed(s * s), summed(shown.double())
     index = [np.broadcast_to(i, power.shape).ravel() for i, _ in groups]
     gains = [np.ones(len(roots)) for _, roots in groups]
 
@@ -114,8 +116,9 @@ def _gains(
         if mean and step:
             table = s.new_tensor(product()).view(power.shape)
             inverse = (1 / table).nan_to_num(0, 0, 0)
-            target = u + (s * inverse - u).mean(0, keepdim=True)
-        cross, own = summed(s * target).ravel(), summed(target * target * (u != 0)).ravel()
+            rest = (s * inverse - u).sum(0, keepdim=True) / shown.sum(0, keepdim=True).clamp_min(1)
+            target = (u + rest) * shown
+        cross, own = summed(s * target).ravel(), summed(target * target).ravel()
         for i in range(len(gains)):
             rest = product(i)
             top, bottom = total(i, cross * rest), total(i, own * rest * rest)
