@@ -32,7 +32,7 @@ class Judge:
     def row(self, snapshot: Snapshot, **known: Any) -> Row:
         """The owner's bits, the claim's if there is one, and utility, unless it is `known` already."""
         x, task, key = self.x, self.x.task, self.key
-        values = {"utility_name": task.utility_name, **self.utilities, **known}
+        values = {"utility_name": task.utility_name, **self.utilities, **snapshot.facts, **known}
         if snapshot.moved:
             # Utility is now the other data set's, and there is no victim or host to compare with.
             task = x.other

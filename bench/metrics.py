@@ -109,6 +109,16 @@ def clopper_pearson(hits: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
+def auc_interval(auc: float, positives: int, negatives: int) -> tuple[float, float]:
+    """95% interval of an AUC: the values from which it is Z95 standard errors away at most, with the variance of Hanley
+    and McNeil (Radiology 1982) at those values, not at the AUC, where it is 0 at 1 (Newcombe, Stat. Med. 2006)."""
+    a = np.linspace(0.0, 1.0, 100_001)
+    first, second = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+    variance = a * (1 - a) + (positives - 1) * first + (negatives - 1) * second
+    inside = a[(a - auc) ** 2 <= Z95**2 * variance / (positives * negatives) + 1e-9]
+    return float(inside.min()), float(inside.max())
+
+
 def false_alarm(false_positives: Any, trials: Any, alpha: float) -> bool:
     """Whether random keys verify more often than `alpha` allows: the whole exact interval lies above it."""
     return not missing(false_positives) and clopper_pearson(int(false_positives), int(trials))[0] > alpha
@@ -168,6 +178,7 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     lost              it is not detected, on another task, where damage is undefined
     overwritten, ambiguous   the attacker's mark is detected: alone, or beside the owner's
     forged, resisted  the claim on the untouched victim passed verification, or did not
+    shows, hidden     marked networks are told from unmarked ones (the interval of the AUC is above 1/2), or are not
     """
     if row["status"] != "ok":
         return str(row["status"])
@@ -181,6 +192,8 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
         return "FALSE ALARM" if owner or false_alarm(*keys) else "control"
     if goal == "forge" and not missing(row["claim_detected"]):
         return "forged" if claim else "resisted"
+    if goal == "secrecy" and not missing(row.get("auc_low")):
+        return "shows" if row["auc_low"] > 0.5 else "hidden"
     hurt = damage(row)
     if owner and not claim:
         how = reading(row)[1]

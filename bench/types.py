@@ -63,6 +63,7 @@ class Snapshot:
     `claim` is the attacker's own key (overwrite, forge). `moved`: the model now serves `victim.other`, on which its
     utility is measured. `continues`: this point was made from the one before, whose cost is part of its own.
     `skipped` says why this point could not be made. `seconds`: what it cost, where the attack keeps the time itself.
+    `facts`: fields of the row that the attack measured itself (detect: auc and what goes with it).
     """
 
     knob: str
@@ -73,6 +74,7 @@ class Snapshot:
     continues: bool = False
     skipped: str = ""
     seconds: float | None = None
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 class Fit(Protocol):
@@ -315,7 +317,7 @@ class Method:
 class Attack:
     """An attack's threat model; each attack is a frozen dataclass that derives from this.
 
-    goal: `removal`, `overwrite` or `forge`: which rule of the protocol judges it.
+    goal: `removal`, `overwrite`, `forge` or `secrecy`: which rule of the protocol judges it.
     seed: the attacker's own randomness, independent of the owner's even where the number is the same.
     knows: what it is given: weights, outputs, labels (the classes that are named, alone), method, layer, key, and the
     public host. data: `attacker`, its own split of the training data, or `none`. Its budget are its own options
@@ -327,7 +329,7 @@ class Attack:
     # What the attack cannot do without: a configuration that claims to know less is refused.
     needs: ClassVar[tuple[str, ...]] = ("weights",)
     needs_data: ClassVar[bool] = False
-    goal: str = among("removal", "overwrite", "forge")
+    goal: str = among("removal", "overwrite", "forge", "secrecy")
     seed: int
     knows: list[str] = among("weights", "outputs", "labels", "method", "layer", "key", "host")
     data: str = among("none", "attacker")
@@ -385,7 +387,8 @@ class Row:
     log10_p <= 0; utility in the task's unit (top-1 accuracy: percent); seconds and peak_mb: what this point cost the
     attacker. Later than the first run files, in which they are null: utility_validation, by which an attacker chooses
     among strengths; what is read after the judge put channels back (`align` says what it did); tests, among which
-    alpha is shared."""
+    alpha is shared; auc in [0, 1], with the ends of its 95% interval: how well marked networks are told from unmarked
+    ones; layer_named: the share of marks whose layer is named, layer_chance: that of a layer named at random."""
 
     run_id: str
     method: str
@@ -419,6 +422,11 @@ class Row:
     log10_p_aligned: float | None = None
     align: str | None = None
     tests: int | None = None
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    layer_named: float | None = None
+    layer_chance: float | None = None
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))

@@ -132,7 +132,9 @@ def _rows(rows: list[Row], known: dict[str, Any], goal: str, max_damage: float) 
 
     first, name = rows[0], next((row.utility_name for row in rows if row.utility_name), "utility")
     claims = any(row.claim_ber is not None for row in rows)
-    head = [first.attack, "strength", "BER", "log10 p", *["claim", "log10 p"] * claims, name, "damage", "verdict"]
+    looks = any(row.auc is not None for row in rows)
+    head = [first.attack, "strength", "BER", "log10 p", *["claim", "log10 p"] * claims, *["AUC", "layer"] * looks]
+    head += [name, "damage", "verdict"]
     title = f"{first.method} on {first.model}, {first.data}, seed {first.seed}"
     made = Table(title, "", [("", name) for name in head], 2, right=range(1, len(head) - 1))
     for above, row in zip([None, *rows], rows, strict=False):
@@ -140,6 +142,7 @@ def _rows(rows: list[Row], known: dict[str, Any], goal: str, max_damage: float) 
         hurt = None if metrics.is_control(row.knob) else metrics.damage(found)
         cells = [_number(row.ber, 3), _number(row.log10_p, 1)]
         cells += [_number(row.claim_ber, 3), _number(row.claim_log10_p, 1)] if claims else []
+        cells += [_number(row.auc, 3), _number(row.layer_named, 2)] if looks else []
         cells += [_number(row.utility, 2), _number(hurt, 2)] if row.status == "ok" else ["", ""]
         knob = "" if above is not None and above.knob == row.knob else row.knob.replace("lambda factor", "factor")
         strength = "" if row.strength is None else f"{row.strength:g}"

@@ -15,7 +15,7 @@ from bench.errors import ConfigError, UserError
 from bench.progress import Say, silent
 from bench.types import Row
 
-NUMBERS = ("strength", "ber", "log10_p", "claim_ber", "claim_log10_p", "utility", "seconds", "peak_mb")
+NUMBERS = ("strength", "ber", "log10_p", "claim_ber", "claim_log10_p", "auc", "utility", "seconds", "peak_mb")
 
 
 @dataclass(frozen=True)

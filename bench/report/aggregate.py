@@ -15,9 +15,9 @@ from bench.report.words import BEFORE, CELL, axis
 
 MEANS = ("claim_ber", "utility_victim", "utility_host", "seconds")
 POINT = [*CELL, "knob", "strength", "config_hash", "status"]
-GOALS = ("removal", "overwrite", "forge")
+GOALS = ("removal", "overwrite", "forge", "secrecy")
 # What a point is called when its seeds disagree: the worst for the owner comes first.
-WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "lost", "not embedded", "destroyed")
+WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "shows", "lost", "not embedded", "destroyed")
 
 
 def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
     point |= {name: (bits["how"] == name).mean() for name in (metrics.ALIGNED, metrics.INVERTED)}
     point |= {name: ok[name].median() for name in ("log10_p", "claim_log10_p")}
     point |= {name: ok[name].mean() for name in (*MEANS, "weighed")}
+    point |= {name: ok[name].astype(float).mean() for name in ("auc", "auc_low", "auc_high")}
     point |= {name: ok[name].dropna().astype(float).mean() for name in ("detected", "claim_detected")}
     for name in ("utility", "damage", "fidelity"):
         mean, half = metrics.t_interval(ok[name])

@@ -51,8 +51,8 @@ def costs(df: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     Over all strengths of a seed, of which the attacker chooses by the damage on validation data (`weighed`), whatever
     is left of the model (max_damage counts for `kind` only); `cost` and `half` are mean, not below 0 unless the
     interval is, and half-width of the 95% t interval over the `k` of `n` seeds at which it ever went, nan where it
-    never did. `needs`: what the attacker has to have, in words. A forged claim leaves the mark in place: those attacks
-    have no cost and no line. `cells`: outcomes.outcomes.
+    never did. `needs`: what the attacker has to have, in words. Forgery and detection leave the mark in place: those
+    attacks have no cost and no line. `cells`: outcomes.outcomes.
     """
     tried = df[(df["attack"] != "none") & df["goal"].isin(["removal", "overwrite"])]
     groups = dict(iter(tried.groupby(CELL, sort=False)))
@@ -105,5 +105,5 @@ def frontier(p: pd.DataFrame) -> list[tuple[float, float]]:
 
 def tradeoff(block: pd.DataFrame) -> pd.DataFrame:
     """Points of one model and data that have a place in damage and BER: what attacks on the mark made, and victims."""
-    block = block[(block["status"] == "ok") & ~block["goal"].eq("forge") & (block["method"] != "none")]
+    block = block[(block["status"] == "ok") & ~block["goal"].isin(["forge", "secrecy"]) & (block["method"] != "none")]
     return block[block["knob"] != "host"].dropna(subset=["ber", "damage"])

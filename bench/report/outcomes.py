@@ -29,6 +29,11 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
         return f"forged ({', '.join(dict.fromkeys(forged['knob']))})", "bad"
     if ok["goal"].iloc[0] == "forge":
         return _resisted(ok)
+    if len(seen := ok[ok["goal"].eq("secrecy") & ok["auc"].notna()]):
+        shown = seen[seen["verdict"] == "shows"]
+        part = f", {len(shown)}/{len(seen)} seeds" if 0 < len(shown) < len(seen) else ""
+        word, kind = ("shows", "bad") if len(shown) else ("hidden", "good")
+        return f"{word} (AUC {seen['auc'].astype(float).mean():.2f}{part})", kind
     name, digits = unit(ok["utility_name"].iloc[0])
     point = [ok["knob"], ok["strength"].fillna(-1)]
     gone = ok[ok["verdict"].isin(["removed", "overwritten"])]

@@ -12,7 +12,7 @@ from bench import metrics
 from bench.metrics import missing
 from bench.report.aggregate import telling
 from bench.report.tables import Cell, Table
-from bench.report.words import BEFORE, ber, claim, configuration, interval, number, places, seeds
+from bench.report.words import BEFORE, auc, ber, claim, configuration, interval, number, places, seeds
 
 CONTROLS = (
     "Controls: the unmarked host under the owner's key; keys drawn at random, message and secret, on the victim, which "
@@ -87,12 +87,17 @@ def _strengths(
     skipped = block["status"].eq("skipped") & block["knob"].eq("none")
     block, gone = (block[~skipped], block[skipped]) if not skipped.all() else (block, block[:0])
     methods = sorted({(p.method != "none", p.method_label) for p in block.itertuples()})
-    claims, start = int(block["claim_ber"].notna().any()), block["attack"].eq("none").all()
+    claims, looks = int(block["claim_ber"].notna().any()), int(block["auc"].notna().any())
+    start = block["attack"].eq("none").all()
     knobs = [knob for knob in dict.fromkeys(block["knob"]) if knob not in BEFORE]
     keys = ["model"] if start else knobs if len(knobs) == 1 else ["knob", "strength"]
     place = (block["model"].iloc[0], block["data"].iloc[0])
     words = {label: f"{label} ({bad[label, *place]})" if (label, *place) in bad else label for _, label in methods}
-    head = [(words[label], name) for _, label in methods for name in ("BER", *["claim BER"] * claims, "utility")]
+    head = [
+        (words[label], name)
+        for _, label in methods
+        for name in ("BER", *["claim BER"] * claims, *["AUC"] * looks, "utility")
+    ]
     n = block.loc[block["status"] == "ok", "n"]
     table = Table(title, seeds(n), [*(("", key) for key in keys), *head], len(keys))
     _ = [table.note(f"{p.method_label}: skipped: {p.reason}") for p in gone.itertuples()]
@@ -101,11 +106,11 @@ def _strengths(
         name = names.get(knob, knob)
         row, bands = [name] if start else [name, number(strength)][-len(keys) :], {}
         for _, label in methods:
-            texts = ["–"] * (2 + claims)
+            texts = ["–"] * (2 + claims + looks)
             for p in at[at["method_label"] == label].itertuples():
                 if p.status == "ok":
                     utility = interval(p.utility, p.utility_half, p.utility_name)
-                    texts = [ber(p), *[claim(p)] * claims, utility]
+                    texts = [ber(p), *[claim(p)] * claims, *[auc(p)] * looks, utility]
                     counts = not missing(p.ber) and knob != "host" and words[label] == label
                     bands |= {len(row): p} if counts else {}
                 else:

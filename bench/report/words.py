@@ -99,6 +99,11 @@ def tests(count: Any) -> int:
     return 1 if missing(count) else int(count)
 
 
+def auc(p: Any) -> str:
+    """The AUC at which marked networks are told from unmarked ones, ends of its interval: means over seeds."""
+    return "–" if missing(p.auc) else f"{p.auc:.2f} [{p.auc_low:.2f}, {p.auc_high:.2f}]"
+
+
 def claim(p: Any) -> str:
     """The BER of the attacker's claim; ! where it passes."""
     return "–" if missing(p.claim_ber) else f"{p.claim_ber:.3f}{_mark(p.claim_detected, 1, '!')}"

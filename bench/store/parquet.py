@@ -38,15 +38,15 @@ def _columns(table: pa.Table) -> Iterator[dict[str, list]]:
         return [*map([*texts, None].__getitem__, column.indices.fill_null(len(texts)).to_pylist())]
 
     for batch in table.to_batches():
-        yield {name: values(name, column) for name, column in zip(table.column_names, batch.columns, strict=True)}
+        later = {name: [None] * len(batch) for name in ROW_LATER}  # a file from before there were these
+        found = zip(table.column_names, batch.columns, strict=True)
+        yield later | {name: values(name, column) for name, column in found}
 
 
 def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file, run) of a table, in its order. Runs share the nodes of their configurations that read the same."""
     last, run = None, {}
     for columns in _columns(table):
-        for name in ROW_LATER:
-            columns.setdefault(name, [None] * len(columns["file"]))
         cells = zip(*(columns[name] for name in ROW_FIELDS), strict=True)
         for i, (file, whole, row) in enumerate(zip(columns["file"], columns["whole"], cells, strict=True)):
             if file != last:
@@ -93,8 +93,6 @@ def columns(path: Path) -> dict[str, list]:
     with reading(path):
         needed = [*ROW_FIELDS, "whole", "controls", "config.attack", "config.verify"]
         for part in _columns(pq.ParquetFile(path).read(columns=needed)):
-            for name in ROW_LATER:
-                part.setdefault(name, [None] * len(part["whole"]))
             for i, names in enumerate(part["whole"]):
                 for name in names.split() if names else ():
                     part[name][i] = int(part[name][i])

@@ -192,6 +192,11 @@ def row(**values):
         ("overwrite", {"claim_detected": False}, "survived"),
         ("forge", {"claim_detected": True}, "forged"),
         ("forge", {"claim_detected": False}, "resisted"),
+        ("secrecy", {"auc": 1.0, "auc_low": 0.89}, "shows"),
+        ("secrecy", {"auc": 0.6, "auc_low": 0.45}, "hidden"),
+        ("secrecy", {"auc": 0.2, "auc_low": 0.1}, "hidden"),
+        ("secrecy", {"knob": "none", "auc_low": np.nan}, "survived"),
+        ("secrecy", {"knob": "none", "detected": False}, "not embedded"),
     ],
 )
 def test_verdicts(goal, values, expected):

@@ -33,6 +33,7 @@ LEVELS = (
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 PLUGINS = ("methods", "attacks")
 LONGEST = 400
+LONGER = {"bench/types.py": 480}  # every word that plug-ins and harness share, in one file
 
 
 class Import(NamedTuple):
@@ -162,4 +163,5 @@ def plugins(root: Path) -> list[str]:
 def long(root: Path, folders: Iterable[str] = (*CODE, "tests", "benchmarks"), most: int = LONGEST) -> list[str]:
     """Modules of more than `most` lines."""
     counted = {p: p.read_bytes().count(b"\n") for folder in folders for p in sorted((root / folder).rglob("*.py"))}
-    return [f"{p.relative_to(root).as_posix()}: {n} lines" for p, n in counted.items() if n > most]
+    named = {p.relative_to(root).as_posix(): n for p, n in counted.items()}
+    return [f"{name}: {n} lines" for name, n in named.items() if n > LONGER.get(name, most)]

@@ -162,12 +162,14 @@ def _levels(start: pd.DataFrame, looks: dict[str, Look], task: set[str]) -> tupl
 
 
 def attacks(content: Content) -> Iterator[Chart]:
-    """A figure for each attack (and model, data) that made a point."""
+    """A figure for each attack (and model, data) that made a point of its own."""
     key, several = ["attack_label", "model", "data"], len(places(content.rows)) > 1
     good = content.points[(content.points["status"] == "ok") & ~content.points["knob"].isin(BEFORE)]
     seeds = dict(iter(content.rows[content.rows["status"] == "ok"].groupby(key, sort=False)))
     start = dict(iter(content.start.groupby(["model", "data"], sort=False)))
     for at, made in good.groupby(key, sort=False):
+        if made["goal"].iloc[0] == "secrecy":
+            continue  # one number, which its table has
         begun = start[at[1:]]
         begun = begun[begun["method_label"].isin(set(made["method_label"])) & (begun["knob"] == "none")]
         title, bad = ", ".join(at if several else at[:1]), _here(content, *at[1:])

@@ -52,6 +52,7 @@ def test_untried_unmarked_invalid_and_forged_have_no_cost():
     assert costs([run("none", "prune", 0, [point()])]).empty
     flip = point("flip", None, claim_ber=0.0)
     assert costs([run("uchida", "forge", 0, [flip], goal="forge")]).empty
+    assert costs([run("uchida", "detect", 0, [point("shadows", 30, auc=1.0, auc_low=0.9)], goal="secrecy")]).empty
     bad = run("uchida", "prune", 0, [point(ber=0.5, damage=1.0)])
     bad["rows"][0] |= {"ber": 0.0, "detected": True}
     assert text([bad]) == "INVALID"

@@ -163,6 +163,19 @@ def test_losing_the_mark_at_the_least_damage_outranks_ambiguity():
         assert cell([run("uchida", "overwrite", 0, points, goal="overwrite")]) == text
 
 
+def test_secrecy_is_said_with_its_auc():
+    def looked(seed, auc, low):
+        seen = point("shadows", 30, auc=auc, auc_low=low, auc_high=1.0, layer_named=1.0, layer_chance=0.1)
+        return run("uchida", "detect", seed, [seen], goal="secrecy")
+
+    assert cell([looked(0, 1.0, 0.89)]) == "shows (AUC 1.00)"
+    assert cell([looked(0, 0.52, 0.4)]) == "hidden (AUC 0.52)"
+    assert cell([looked(0, 1.0, 0.89), looked(1, 0.5, 0.4)]) == "shows (AUC 0.75, 1/2 seeds)"
+    table = assemble([looked(0, 0.9, 0.8)]).parts["strengths"].tables[-1]
+    assert "AUC" in [name for _, name in table.head]
+    assert any("0.90 [0.80, 1.00]" in str(c) for row in table.rows for c in row)
+
+
 def test_forging_and_other_outcomes():
     flip, tries = point("flip", None, claim_ber=0.0), point("tries", 100, claim_ber=0.4)
     assert cell([run("uchida", "forge", 0, [flip, tries], goal="forge")]) == "forged (flip)"

@@ -315,3 +315,18 @@ def test_runs_of_files_have_in_common_what_is_the_same(folder):
     assert all((a is b) == (a == b) for a in nodes for b in nodes)
     assert 1 < len({id(node) for node in nodes}) < len(nodes)
     assert all(len({id(row["run_id"]) for row in run["rows"]}) == 1 for run in runs)
+
+
+def test_files_from_before_a_field_was_there_hold_none_of_it(tmp_path):
+    later = ("auc", "auc_low", "auc_high", "layer_named", "layer_chance")
+    now = save(tmp_path / "now", [run("uchida", "prune", 0, [point()])]) / "runs"
+    old = run("uchida", "prune", 0, [point()])
+    old["rows"] = [{name: value for name, value in row.items() if name not in later} for row in old["rows"]]
+    folder = save(tmp_path / "old", [old]) / "runs"
+    assert text(read_runs(folder)) == text(read_runs(now))
+    compact.compact(folder)
+    file = folder / "runs.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(list(later)), file)
+    assert text(read_runs(folder)) == text(read_runs(now))
+    assert store.load(folder)["auc"].isna().all()
+    assert len(store.load(folder)) == len(store.load(now))
