@@ -5,10 +5,12 @@ simply shows, negating the parts of the secret whose bits come out wrong makes a
 secret is distributed exactly as an honest one. Where a bit is read at a place that the claimant names, places that
 happen to read right are put together from several honest keys. A message or secret bound by a hash breaks under all of
 that, and has no gradient to follow; what is left is to try keys: t tries reach a p-value of about 1/t.
+Where a mark is read from outputs by a network that is part of the key, anybody trains one that reads his own message.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -17,19 +19,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import metrics
+from bench import metrics, spec
 from bench.errors import within
 from bench.types import Attack, Fit, Key, Method, Snapshot, Victim
 
 
 @dataclass(frozen=True)
 class Forge(Attack):
-    """Four claims, each judged by the method's own verification with every check it prescribes.
+    """Claims, each judged by the method's own verification with every check it prescribes.
 
     flip: negate the secret's slices of wrong bits (strength: none, no search). learn: `steps` Adam steps at rate `lr`
     on the secret alone, for a message fixed beforehand. splice: wrong bits' slices of the secret replaced by those of
     further honest keys, at most `draws` (strength: none). tries: honest keys drawn one after another; the best of
-    the first t for each t in `tries`.
+    the first t for each t in `tries`. grind: as many keys where the method's hash can be searched for less than honest
+    draws cost (Method.forgeries). trained, for a mark in outputs, alone: an own secret, some `training` steps on what
+    the victim gives for the attacker's inputs; that needs data.
     """
 
     needs = ("weights", "method", "layer")
@@ -38,11 +42,32 @@ class Forge(Attack):
     lr: float
     draws: int = within(1)
     tries: list[int] = within(1, 10**9)
+    grind: list[int] = spec.later([], check=within(1, 10**9, empty=True))
+    training: int = spec.later(300, check=within(1))
 
     def skip(self, victim: Victim) -> str | None:
-        return None if victim.method.marks else "the method makes no claim that could be forged"
+        if not victim.method.marks:
+            return "the method makes no claim that could be forged"
+        if victim.method.access == "outputs" and self.data == "none":
+            return "a claim on outputs is trained, on inputs of the attacker's: attack.data=attacker"
+        return None
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
+        if victim.method.access == "weights":
+            yield from self._weights(victim, rng)
+        known: set[str] = set()
+        for knob, strength, claim in self._forgeries(victim, rng, fit):
+            yield Snapshot(knob, strength, victim.model, claim=claim, continues=knob in known)
+            known.add(knob)
+
+    def _forgeries(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[tuple[str, int, Key]]:
+        task = victim.task
+        if victim.method.access == "outputs":
+            fit = fit.using(epochs=math.ceil(self.training / max(1, task.size(task.train) // fit.train.batch_size)))
+        return victim.method.forgeries(victim.model, rng, task, fit, sorted(self.grind))
+
+    def _weights(self, victim: Victim, rng: np.random.Generator) -> Iterator[Snapshot]:
+        """Claims that are read from weights."""
         model, method = victim.model, victim.method
         key = method.keygen(model, rng)
         if method.logits(model, key) is None:
@@ -58,9 +83,9 @@ class Forge(Attack):
                 yield Snapshot("learn", None, model, skipped="no part of the secret has a gradient")
         yield Snapshot("splice", None, model, claim=self._spliced(victim, key, rng))
         best, least = key, 2.0
-        for count in range(1, max(self.tries) + 1):
-            claim = method.keygen(model, rng)
-            error = metrics.ber(method.extract(model, claim, victim.task), claim.message)
+        trials = method.trials(model, key, model, rng, max(self.tries), victim.task)
+        for count, (claim, soft) in enumerate(trials, 1):
+            error = metrics.ber(soft, claim.message)
             if error < least:
                 best, least = claim, error
             if count in self.tries:

@@ -64,7 +64,8 @@ def stolen(x: Experiment, model: nn.Module, key: Key | None, host: Callable[[], 
 
 def out_of_reach(x: Experiment) -> str:
     """Why an attack that opens the network cannot be made on a victim that is not released, or an empty string."""
-    if x.method.released or "weights" not in x.attack.needs:
+    claimed = x.method.access == "outputs" and x.attack.goal == "forge"  # a claim needs what is read, no more
+    if x.method.released or claimed or "weights" not in x.attack.needs:
         return ""
     service = f"{x.method_name}'s victim is a service: method.absorbed=true releases it"
     return f"n/a: the attack needs the weights, and {service}"

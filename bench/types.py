@@ -78,10 +78,8 @@ class Snapshot:
 
 
 class Fit(Protocol):
-    """The training loop bound to a schedule and a seed (bench.train.Fit): what `embed` and `run` are handed.
-
-    seed: of batches, augmentation and dropout. train: the schedule, read-only (batch_size, epochs, lr, ...).
-    """
+    """The training loop bound to a schedule and a seed (bench.train.Fit): what `embed` and `run` are handed. seed: of
+    batches, augmentation and dropout. train: the schedule, read-only (batch_size, epochs, lr, ...)."""
 
     seed: int
     train: Any
@@ -311,6 +309,13 @@ class Method:
         for _ in range(count):
             guess = self.keygen(other, rng)
             yield guess, self.extract(model, guess, task)
+
+    def forgeries(
+        self, model: nn.Module, rng: np.random.Generator, task: Task, fit: Fit, tries: list[int]
+    ) -> Iterator[tuple[str, int, Key]]:
+        """(knob, strength, key) of claims on a network as it is that only the method's arithmetic makes cheap: the best
+        of the first t keys ground against a hash for each t of `tries`, a secret trained by `fit` on what it gives."""
+        return iter(())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from torch.nn import functional
 
 from bench import spec
 from bench.data.decoding import read_all
+from bench.data.pixels import seen
 from bench.errors import ConfigError, among, within
+from bench.machine import device_of
 from bench.models import branches
 from bench.types import Fit, Key, Method, Task
 from methods._barrier import BLANK, Barrier, Extractor, stretched
@@ -60,8 +63,8 @@ class Boxfree(Recipe, Method):
     messages, a start from squares that anybody sees, losses relative to the message's, the change's bound, no
     perceptual term (0 in the released code too), no consistency term in the adversarial stage (the released code keeps
     it), an extractor that reads RGB and ends linearly (there: greyscale, a final ReLU), and the absorbed network learns
-    from the barrier, not together with it. Ambiguity is not answered: anybody can train an extractor that finds a message of his own in the same pictures
-    (attack `forge` does).
+    from the barrier, not together with it. Ambiguity is not answered: anybody can train an extractor that finds a
+    message of his own in the same pictures (`forgeries`).
 
     Secret: the extractor's weights, `extractor.*`; for a logo `mark` [1, S, S] and `null` [3] (mean, standard
     deviation, count). keygen draws them untrained; embed trains them in place.
@@ -165,9 +168,13 @@ class Boxfree(Recipe, Method):
         for name, x in extractor.state_dict().items():
             key.secret[f"extractor.{name}"].copy_(x)
         if self.payload == "image":
-            found = self._slope(self.read(task.answers(clean), key), key)
-            key.secret["null"].copy_(torch.tensor([found.mean(), found.std(), len(found)]))
+            self._fit_null(key, task.answers(clean))
         return host.eval().requires_grad_(True)
+
+    def _fit_null(self, key: Key, unmarked: Tensor) -> None:
+        """A logo's null from unmarked pictures [N, 3, H, W], into the key."""
+        found = self._slope(self.read(unmarked, key), key)
+        key.secret["null"].copy_(torch.tensor([found.mean(), found.std(), len(found)]))
 
     def read(self, pictures: Tensor, key: Key) -> Tensor:
         """What the extractor sees in pictures [N, 3, H, W]: [N, 1, H, W] about [0, 1], on the CPU."""
@@ -242,6 +249,30 @@ class Boxfree(Recipe, Method):
         for _ in range(count):
             message = torch.from_numpy(rng.integers(0, 2, self.n_bits).astype(bool))
             yield replace(key, message=message), soft
+
+    def forgeries(
+        self, model: nn.Module, rng: np.random.Generator, task: Task, fit: Fit, tries: list[int]
+    ) -> Iterator[tuple[str, int, Key]]:
+        """An extractor of the claimant's own, trained to find his message in what the network gives and 1/2 in what it
+        takes: nothing commits an owner to his. strength: its steps. A logo's null is fitted to the inputs."""
+        key, device = self.keygen(model, rng), device_of(model)
+        extractor, mark = self.extractor(key, device), self.mark(key).to(device)
+
+        def loss(net: nn.Module, batch: Any) -> Tensor:
+            images = task.inputs(batch).float()
+            with torch.no_grad():
+                given = seen(model(images))
+            read, blank = net(torch.cat([given, images])).float().split(len(images))
+            wanted = stretched(mark[None], read).expand_as(read)
+            return functional.mse_loss(read, wanted) + (blank - BLANK).square().mean()
+
+        fit = fit.using(optimizer="adamw", weight_decay=0.0, schedule="cosine", warmup=0.1, lr=self.lr)
+        fit(extractor, task, loss=loss)
+        for name, x in extractor.state_dict().items():
+            key.secret[f"extractor.{name}"].copy_(x)
+        if self.payload == "image":
+            self._fit_null(key, task.answers(nn.Identity()))
+        yield "trained", fit.train.epochs * max(1, task.size(task.train) // fit.train.batch_size), key
 
 
 def untrained(seed: int) -> Extractor:

@@ -49,6 +49,7 @@ SMALL = {
     "lrs": "[0.003]",
     "steps": "[15]",
     "tries": "[1,20]",
+    "grind": "[1,1000]",
     "snapshots": "[1]",
     "fractions": "[0.5,1.0]",
     "sigmas": "[0.1,1.0]",

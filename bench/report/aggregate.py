@@ -22,7 +22,7 @@ WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "shows"
 
 def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
     point = dict(zip(POINT, key, strict=True)) | {"n": g["seed"].nunique()}
-    point |= {name: g[name].iloc[0] for name in ("goal", "alpha", "max_damage", "utility_name")}
+    point |= {name: g[name].iloc[0] for name in ("goal", "alpha", "bar", "max_damage", "utility_name")}
     ok = g[g["status"] == "ok"]
     bits = ok.dropna(subset=["reading", "n_bits"])
     trials, errors = int(bits["n_bits"].sum()), float((bits["reading"] * bits["n_bits"]).sum())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import controls, judge, metrics, run, spec, stages
+from bench import controls, judge, metrics, run, spec, stages, threat
 from bench.models import branches
 from bench.store import runs
 from bench.store.keys import load_key
@@ -189,3 +189,34 @@ def test_a_logo_is_one_bit_with_a_null_of_its_own(results, picture_folder):
     x = run.prepare(cfg)
     key = load_key(stages.mark(x).path / "key.safetensors")
     assert key.secret["null"][2] == x.task.view("owner").size("validation")
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize("more", [["method.absorbed=true"], [], ["method.payload=image"]])
+def test_anybody_trains_an_extractor_that_reads_his_own_message(results, picture_folder, more):
+    """Of a network that absorbed the mark, of a service (whose outputs are enough), and for a logo."""
+    words = ("attack=forge", "attack.data=attacker", "method.adversarial=false", "verify.keys=0", *more)
+    x = run.prepare(crude(results, picture_folder, *words, "verify.claim=1e-4"))  # of 16 bits, none are 2^-80
+    *before, row = run.run(x.cfg).rows
+    assert (row.knob, row.strength, row.claim_detected, row.detected) == ("trained", 300, True, True)
+    assert row.claim_ber == 0
+    assert metrics.verdict(vars(row), "forge", 1.0) == "forged"
+    assert row.utility == next(r.utility for r in before if r.knob == "none")
+    model, _ = stages.opened(x, stages.mark(x))
+    one, two = forged(x, model), forged(x, model)
+    assert judge.judged(x, model, one, x.bar)[2]
+    assert all(torch.equal(one.secret[name], value) for name, value in two.secret.items())
+
+
+def forged(x, model):
+    (point,) = x.attack.run(threat.stolen(x, model, None), np.random.default_rng(0), Fit(x.train, 0))
+    return point.claim
+
+
+def test_a_claim_on_outputs_says_that_it_needs_data(results, picture_folder):
+    x = run.prepare(crude(results, picture_folder, "attack=forge", "method.absorbed=true"))
+    robbed = threat.stolen(x, stages.skeleton(x), None)
+    assert "attack.data=attacker" in x.attack.skip(robbed)
+    assert replace(x.attack, data="attacker").skip(robbed) is None
+    assert threat.out_of_reach(x) == ""

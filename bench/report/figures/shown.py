@@ -247,8 +247,8 @@ def _forged(made: pd.DataFrame, title: str, bad: dict[str, str]) -> Chart:
         at = [ways.index(way) + aside for way in zip(p["knob"], p["strength"].fillna(-1.0), strict=True)]
         evidence = [squash(-v, 10) for v in p["claim_log10_p"]]
         panel.series.append(_points(label, p, evidence, at, open=[*(p["claim_detected"] != 1)]))
-    for alpha in sorted(made["alpha"].unique()):
-        panel.levels.append(Level(squash(-math.log10(alpha), 10), f"α = {number(alpha)}", upright=True))
+    for bar in sorted(made["bar"].unique()):
+        panel.levels.append(Level(squash(-math.log10(bar), 10), f"needed: 2^{math.log2(bar):.0f}", upright=True))
     size = (640, 180 + 17 * len(ways) * (1 + len(looks)))
     return Chart(title, title, looks, bad, [[panel]], size, note="open: not accepted")
 
