@@ -36,8 +36,8 @@ class Verify:
     alpha: float
     max_damage: float | None
     keys: int
-    align: str = among("none", "committed")
     claim: float | None = spec.later(None)
+    align: str = spec.later("none", check=among("none", "committed"))
 
     def __post_init__(self) -> None:
         checked(self, "verify")
