@@ -129,7 +129,8 @@ def counted(x: Experiment, snapshots: Iterator[Snapshot]) -> Iterator[Snapshot]:
 
 
 def _brief(row: Row) -> str:
-    owner = "" if row.ber is None else f"BER {row.ber:.3f}, "
+    error, how = metrics.reading(vars(row))
+    owner = "" if error is None else f"BER {error:.3f}{f' ({how})' if how else ''}, "
     claim = "" if row.claim_ber is None else f"claim BER {row.claim_ber:.3f}, "
     return f"{owner}{claim}{row.utility_name} {row.utility:.2f}"
 

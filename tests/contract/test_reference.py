@@ -12,7 +12,7 @@ from bench.report.content import assemble
 from bench.report.tables import markdown
 from bench.report.words import ber, interval
 from bench.store.runs import read_runs
-from tests.helpers import CIFAR10, REAL, ROOT, WHITE_BOX, config
+from tests.helpers import CIFAR10, ON_PICTURES, REAL, ROOT, WHITE_BOX, config
 
 RESULTS = ROOT / "results"
 REFERENCE, PICTURES = RESULTS / "reference", RESULTS / "zhang_2021"
