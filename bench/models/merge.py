@@ -113,7 +113,10 @@ def collapse(ref: Reference, state: State, f: int) -> None:
     rep = np.full(n, -1)
     for a in np.flatnonzero(group >= 0):
         rep[group[a]] = head[a]
-    for i, p in enumerate(family.places):
+    for i in sorted(
+        range(len(family.places)), key=lambda i: i not in gone
+    ):  # both ends of one tensor: as measured first
+        p = family.places[i]
         state.held[p.name] = _narrowed(state.held[p.name], p.axes[0], at[i], rep, group, gone.get(i))
     state.merged += m - int((rep >= 0).sum())
     del state.wide[f]
@@ -131,6 +134,8 @@ def _cosines(ref: Reference, state: State, f: int, at: list[np.ndarray]) -> tupl
         p = family.places[i]
         a = places.units(places.balanced(state.held[p.name], ref.axes[p.name]), p.axes, at[i])
         b = places.units(ref.balanced[p.name], p.axes, family.at[0][i])
+        if p.name in ref.means:
+            a, b = _less_common(a, b)
         table = a @ b.T
         dot += table.abs() if ref.signless(p) else table
         theirs += a.square() @ (b != 0).float().T
@@ -139,6 +144,15 @@ def _cosines(ref: Reference, state: State, f: int, at: list[np.ndarray]) -> tupl
     whole = torch.cat(rows, 1)
     cosine = dot / (theirs * ours).sqrt().clamp_min(1e-12)
     return cosine.double().numpy(), torch.nn.functional.normalize(whole, dim=1)
+
+
+def _less_common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Units [m, ..] and [n, ..] without the direction that those of `a` have most in common: where the mean over them
+    is read, and marked, it is most of what a unit holds, and nothing of what the reference may show. Rows may have been
+    scaled and their signs changed, so that their mean is not it."""
+    with torch.no_grad():
+        common = torch.linalg.svd(a.double(), full_matrices=False).Vh[0].to(a)
+    return a - (a @ common)[:, None] * common, b - (b @ common)[:, None] * common
 
 
 def _same_signs(ref: Reference, state: State, family: Family, at: list[np.ndarray], head: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import torch
 from attacks._disguise import disguise, noise
 from bench import judge, metrics, run, stages
 from bench.models import align, weights
-from bench.types import Method, Snapshot
+from bench.types import Method, Snapshot, Victim
 from tests.helpers import MARKING, facts, tiny
 
 UTILITIES = {"utility_host": 99.0, "utility_victim": 99.0}
@@ -146,3 +146,26 @@ def test_one_tail_is_enough_where_bits_are_no_signs():
 
     error, p = Pictures.evidence(Pictures.__new__(Pictures), torch.zeros(64), Key)
     assert (error, p) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("method", MARKING)
+def test_units_that_were_added_to_a_marked_network_are_merged(marked, method):
+    """Other shapes are no evidence by position: removed for nothing, until the judge makes one of what is one."""
+    x, model, key = marked(method, "obfuscate", "attack.amounts=[0.3]")
+    robbed = Victim(model, x.method, x.task.view("outsider"))
+    (point,) = x.attack.run(robbed, np.random.default_rng(3), None)
+    row, verdict = judged(x, model, key, point.model)
+    assert (row.ber, row.ber_aligned, verdict) == (0.5, 0.0, "survived (aligned)")
+    assert "units merged" in row.align
+
+
+def test_a_mean_filter_that_hides_its_rows_hides_them_from_no_merging(marked):
+    """A strong Uchida mark is most of what each row of its layer holds, and none of what the reference may show."""
+    x, model, key = marked("uchida", "obfuscate", "attack.amounts=[0.3]")
+    strong, (name,) = copy.deepcopy(model), key.where
+    with torch.no_grad():
+        w = strong.get_parameter(name)
+        w += w.mean(0) * (0.8 * w.std() / w.mean(0).std())  # then most of it, as measured of ResNet-18
+    (point,) = x.attack.run(Victim(strong, x.method, x.task.view("outsider")), np.random.default_rng(3), None)
+    row, _ = judged(x, strong, key, point.model)
+    assert (row.ber, row.ber_aligned) == (0.5, 0.0)
