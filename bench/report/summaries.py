@@ -151,8 +151,8 @@ def legends(df: pd.DataFrame) -> tuple[str, str]:
         for name in ("alpha", "max_damage", "utility_name")
     )
     bands = "± is a 95% t interval over seeds, [ ] a 95% Wilson interval over pooled bits."
-    forged = bool(df["goal"].eq("forge").any())
-    tries = " resisted (t tries; 2^w): keys tried, and how many until a claim passes." * forged
+    forged = df["goal"].eq("forge").any()
+    tries = " resisted (t tries; 2^w): keys tried, and how many until a claim passes." if forged else ""
     return (
         "Worst outcome over all strengths: the least damage (victim - suspect, at most "
         f"{limit}) at which the mark was not detected (alpha = {alpha}), or else the highest BER survived. "
