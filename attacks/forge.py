@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from attacks._reference import chosen
 from bench import metrics, spec
 from bench.errors import within
 from bench.types import Attack, Fit, Key, Method, Snapshot, Victim
@@ -32,8 +33,10 @@ class Forge(Attack):
     on the secret alone, for a message fixed beforehand. splice: wrong bits' slices of the secret replaced by those of
     further honest keys, at most `draws` (strength: none). tries: honest keys drawn one after another; the best of
     the first t for each t in `tries`. grind: as many keys where the method's hash can be searched for less than honest
-    draws cost (Method.forgeries). trained, for a mark in outputs, alone: an own secret, some `training` steps on what
-    the victim gives for the attacker's inputs; that needs data.
+    draws cost (Method.forgeries). reference: an honest key, and the network that the judge is to put the victim's
+    channels back by: the victim itself, in the order in which it reads that key's message. trained, for a mark in
+    outputs, alone: an own secret, some `training` steps on what the victim gives for the attacker's inputs; that needs
+    data.
     """
 
     needs = ("weights", "method", "layer")
@@ -82,6 +85,9 @@ class Forge(Attack):
             if not steps:
                 yield Snapshot("learn", None, model, skipped="no part of the secret has a gradient")
         yield Snapshot("splice", None, model, claim=self._spliced(victim, key, rng))
+        reference = None if method.logits(model, key) is None else chosen(model, method, key, victim.task.example(1))
+        why = "" if reference else "no order of channels changes what the key reads"
+        yield Snapshot("reference", None, model, claim=key, reference=reference, skipped=why)
         best, least = key, 2.0
         trials = method.trials(model, key, model, rng, max(self.tries), victim.task)
         for count, (claim, soft) in enumerate(trials, 1):

@@ -44,6 +44,7 @@ class Judge:
         if key is not None:
             error, log10_p, ok = judged(x, snapshot.model, key)
             values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok, "tests": x.tests}
+            values["committed"] = x.verify.align == "committed"
             if not ok and x.readings > 1 and self.committed is not None:
                 values |= self.aligned(snapshot.model)
             if self.gallery:
@@ -51,6 +52,8 @@ class Judge:
         if snapshot.claim is not None:
             error, log10_p, ok = judged(x, snapshot.model, snapshot.claim, x.bar)
             values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
+            if snapshot.reference is not None:  # whoever may choose it now reads what he likes
+                values["align"] = "claim read by position: its reference was not committed before the dispute"
         return x.row(snapshot.knob, strength=snapshot.strength, **values)
 
     def aligned(self, model: nn.Module) -> dict[str, Any]:

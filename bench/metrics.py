@@ -139,7 +139,7 @@ def is_control(knob: str) -> bool:
     return knob == "host" or knob.startswith("clean/")
 
 
-ALIGNED, INVERTED = "aligned", "inverted"
+ALIGNED, INVERTED, LATER = "aligned", "inverted", "later claim"
 
 
 def reading(row: Mapping[str, Any]) -> tuple[float | None, str]:
@@ -177,6 +177,7 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     destroyed         the mark (or the owner's sole claim) is gone, but so is the model (damage > max_damage)
     lost              it is not detected, on another task, where damage is undefined
     overwritten, ambiguous   the attacker's mark is detected: alone, or beside the owner's
+    later claim       it is detected beside the owner's, who committed key and copy before: time decides
     forged, resisted  the claim on the untouched victim passed verification, or did not
     shows, hidden     marked networks are told from unmarked ones (the interval of the AUC is above 1/2), or are not
     """
@@ -200,8 +201,10 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
         return how if how == INVERTED else f"survived ({how})" if how else "survived"
     if hurt is not None and hurt > max_damage:
         return "destroyed"
+    if claim and owner:
+        return LATER if not missing(row.get("committed")) and bool(row["committed"]) else "ambiguous"
     if claim:
-        return "ambiguous" if owner else "overwritten"
+        return "overwritten"
     return "lost" if hurt is None else "removed"
 
 

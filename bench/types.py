@@ -63,7 +63,8 @@ class Snapshot:
     `claim` is the attacker's own key (overwrite, forge). `moved`: the model now serves `victim.other`, on which its
     utility is measured. `continues`: this point was made from the one before, whose cost is part of its own.
     `skipped` says why this point could not be made. `seconds`: what it cost, where the attack keeps the time itself.
-    `facts`: fields of the row that the attack measured itself (detect: auc and what goes with it).
+    `facts`: fields of the row that the attack measured itself (detect: auc and what goes with it). `reference`: the
+    network by which the claimant wants the victim's channels put back.
     """
 
     knob: str
@@ -75,6 +76,7 @@ class Snapshot:
     skipped: str = ""
     seconds: float | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    reference: nn.Module | None = None
 
 
 class Fit(Protocol):
@@ -391,9 +393,10 @@ class Row:
     """One result: fields, order and meaning are the protocol's. None where a value does not apply. ber in [0, 1];
     log10_p <= 0; utility in the task's unit (top-1 accuracy: percent); seconds and peak_mb: what this point cost the
     attacker. Later than the first run files, in which they are null: utility_validation, by which an attacker chooses
-    among strengths; what is read after the judge put channels back (`align` says what it did); tests, among which
-    alpha is shared; auc in [0, 1], with the ends of its 95% interval: how well marked networks are told from unmarked
-    ones; layer_named: the share of marks whose layer is named, layer_chance: that of a layer named at random."""
+    among strengths; what is read after the judge put channels back (`align` says what it did); whether the owner's key
+    and copy were committed before any dispute; tests, among which alpha is shared; auc in [0, 1], with the ends of its
+    95% interval: how well marked networks are told from unmarked ones; layer_named: the share of marks whose layer is
+    named, layer_chance: that of a layer named at random."""
 
     run_id: str
     method: str
@@ -426,6 +429,7 @@ class Row:
     ber_aligned: float | None = None
     log10_p_aligned: float | None = None
     align: str | None = None
+    committed: bool | None = None
     tests: int | None = None
     auc: float | None = None
     auc_low: float | None = None

@@ -52,7 +52,7 @@ class Aligned:
 
 
 @torch.no_grad()
-def aligned(ref: Reference, suspect: nn.Module, example: Tensor | None = None) -> Aligned:
+def aligned(ref: Reference, suspect: nn.Module) -> Aligned:
     """A suspect in the reference's order; the suspect itself is not touched. Raises OtherShapes."""
     held = read(ref, suspect)
     wide = merge.widths(ref, held)

@@ -113,9 +113,8 @@ def collapse(ref: Reference, state: State, f: int) -> None:
     rep = np.full(n, -1)
     for a in np.flatnonzero(group >= 0):
         rep[group[a]] = head[a]
-    for i in sorted(
-        range(len(family.places)), key=lambda i: i not in gone
-    ):  # both ends of one tensor: as measured first
+    order = sorted(range(len(family.places)), key=lambda i: i not in gone)  # before the other end of one tensor
+    for i in order:
         p = family.places[i]
         state.held[p.name] = _narrowed(state.held[p.name], p.axes[0], at[i], rep, group, gone.get(i))
     state.merged += m - int((rep >= 0).sum())
@@ -180,7 +179,7 @@ def _outgoing(ref: Reference, state: State, family: Family, i: int, at: list[np.
     place = family.places[i]
     number = {(p.name, p.axes): j for j, p in enumerate(family.places)}
     sizes = []
-    for scaled in places.families(ref.scale):
+    for scaled in ref.factors:
         spots = {(p.name, p.axes) for p in scaled.places}
         if (place.name, place.axes) in spots and not any(p.name.endswith("running_mean") for p in scaled.places):
             makers = [s for s in spots if s in number and s[1] == (0,)]

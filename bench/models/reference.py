@@ -55,6 +55,7 @@ class Reference:
     families: tuple[Family, ...]
     heads: tuple[Heads, ...]
     flips: tuple[Flips, ...]
+    factors: tuple[Family, ...]
     axes: dict[str, tuple[int, ...]]
     unread: dict[str, Tensor]
     balanced: dict[str, Tensor]
@@ -89,7 +90,8 @@ def prepared(model: nn.Module, unread: Mapping[str, Tensor], example: Tensor) ->
         for mode in ("channels", "blocks", "scale"):
             traces[mode] = Trace(model, mode)
             traces[mode].record(example[:1])
-        flips = tuple(_flips(traces["scale"], model, example))
+        factors = places.families(traces["scale"])
+        flips = tuple(_flips(traces["scale"], factors, model, example))
     channels = traces["channels"]
     families = tuple(f for f in places.families(channels) if any(len(roots) > 1 for roots in f.roots))
     own = {name: t.float() for name, t in channels.tensors.items() if t.dim() > 1}
@@ -104,6 +106,7 @@ def prepared(model: nn.Module, unread: Mapping[str, Tensor], example: Tensor) ->
         families=families,
         heads=tuple(_heads(traces["blocks"], families)),
         flips=flips,
+        factors=tuple(factors),
         axes=axes,
         unread=shown,
         balanced=places.like(shown, axes),
@@ -127,13 +130,13 @@ def _is_mean(whole: Tensor, shown: Tensor) -> bool:
     return bool(rest.any()) and float((rest - rest[:1]).abs().max()) <= 1e-5 * float(whole.abs().max())
 
 
-def _flips(scale: Trace, model: nn.Module, example: Tensor) -> list[Flips]:
+def _flips(scale: Trace, factors: list[Family], model: nn.Module, example: Tensor) -> list[Flips]:
     """The rows before batch normalisations whose sign the function does not depend on: each is tried."""
     found = []
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, tuple(example.shape), generator=draws).to(example.dtype)
     before = model(pixels)
-    for family in places.families(scale):
+    for family in factors:
         means = [(i, p.name) for i, p in enumerate(family.places) if p.name in scale.statistics]
         gammas = tuple((name.removesuffix("running_mean") + "weight", i) for i, name in means)
         if not means or not all(name in scale.tensors for name, _ in gammas):

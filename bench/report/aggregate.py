@@ -17,7 +17,8 @@ MEANS = ("claim_ber", "utility_victim", "utility_host", "seconds")
 POINT = [*CELL, "knob", "strength", "config_hash", "status"]
 GOALS = ("removal", "overwrite", "forge", "secrecy")
 # What a point is called when its seeds disagree: the worst for the owner comes first.
-WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "shows", "lost", "not embedded", "destroyed")
+WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "shows", "later claim", "lost")
+WORST += ("not embedded", "destroyed")
 
 
 def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:

@@ -19,7 +19,7 @@ NUMBERS += ["utility", "utility_victim", "utility_host", "utility_validation"]
 NUMBERS += ["ber_aligned", "log10_p_aligned", "tests"]
 # What a verdict is made of (bench.metrics).
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
-JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned", "auc_low"]
+JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned", "auc_low", "committed"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
 NODES = ("", "cache.", "logger.", "task.max_damage.")
 VALUES = re.compile(

@@ -7,10 +7,10 @@ import math
 import pandas as pd
 
 from bench import metrics
-from bench.metrics import ALIGNED, INVERTED
+from bench.metrics import ALIGNED, INVERTED, LATER
 from bench.report.words import BEFORE, CELL, power, unit
 
-ALIVE = ("survived", INVERTED)
+ALIVE = ("survived", INVERTED, LATER)
 
 UNSOUND = {
     "INVALID": "the unmarked host verifies under the owner's key, or random keys do",
@@ -53,7 +53,8 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
     kept = ok[ok["verdict"].str.startswith(ALIVE)]
     alive = kept["reading"].groupby(point).mean()
     how = "".join(f", {name}" for name in (ALIGNED, INVERTED) if (kept["how"] == name).any())
-    return f"survived ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'}{how})", "good"
+    word = LATER if (kept["verdict"] == LATER).any() else "survived"
+    return f"{word} ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'}{how})", "good"
 
 
 def _resisted(ok: pd.DataFrame) -> tuple[str, str]:

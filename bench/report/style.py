@@ -28,7 +28,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {  # from light to dark, to be read in grey too
-    "good": Kind("survived, resisted", "#BFE3D6", "black", "green"),
+    "good": Kind("survived, later claim, resisted", "#BFE3D6", "black", "green"),
     "warn": Kind("ambiguous, lost", "#F0C75E", "black", "yellow"),
     "bad": Kind("removed, overwritten, forged", "#C04F00", "white", "red"),
     "na": Kind("not applicable", "#F2F2F2", "#555555", ""),

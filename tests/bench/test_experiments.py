@@ -144,7 +144,7 @@ def test_files_of_an_experiment_or_a_scale_are_those_of_something():
         assert set(own) <= set(known), path
         # What costs time has to be given back: a scale knows nothing of an experiment's epochs and strengths.
         small = ROOT / "conf" / "scale" / "small" / path.name
-        assert set(own) - {"knows", "scope", "criterion", "mode"} <= set(OmegaConf.load(small)), path
+        assert set(own) - {"knows", "data", "scope", "criterion", "mode"} <= set(OmegaConf.load(small)), path
     for path in (ROOT / "conf" / "scale").glob("*/*.yaml"):
         assert path.parent.name in SCALES
         assert path.stem in (*ATTACKS, *EXPERIMENTS)

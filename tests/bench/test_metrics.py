@@ -187,6 +187,8 @@ def row(**values):
         ("forge", {"knob": "host", "detected": True}, "FALSE ALARM"),
         ("removal", {"knob": "none", "detected": False}, "not embedded"),
         ("overwrite", {"claim_detected": True}, "ambiguous"),
+        ("overwrite", {"claim_detected": True, "committed": True}, "later claim"),
+        ("overwrite", {"claim_detected": True, "committed": True, "detected": False}, "overwritten"),
         ("overwrite", {"claim_detected": True, "detected": False}, "overwritten"),
         ("overwrite", {"claim_detected": True, "utility": 10.0}, "destroyed"),
         ("overwrite", {"claim_detected": False}, "survived"),

@@ -29,7 +29,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
     ("words", "expected"),
     [
         (["method=uchda"], "did you mean 'uchida'? valid: boxfree, frequency, neuralmark, none, uchida, watermas"),
-        (["attack=prun"], "did you mean 'prune' or 'permute'?"),
+        (["attack=prun"], "did you mean 'prune' or"),
         (["model=resnet81"], "did you mean 'resnet18'"),
         (["data=digit"], "did you mean 'digits'?"),
         (["experiment=nope"], "unknown experiment 'nope'"),
@@ -41,7 +41,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["attack.ratios=[0.1"], "cannot read attack.ratios=[0.1"),
         (["model=timm"], "model.name has no value: give model.name=..."),
         (["data=parquet"], "data.path has no value"),
-        (["-m", "attack=prune,prun"], "did you mean 'prune' or 'permute'?"),
+        (["-m", "attack=prune,prun"], "did you mean 'prune' or"),
         (["seed=abc"], "seed"),
         (["-m", "seed=interval(0,1)"], "an interval cannot be enumerated"),
         (["-m", "attack=glob(zz*)"], "attack=glob(zz*) matches nothing"),

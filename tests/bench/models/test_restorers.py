@@ -85,5 +85,9 @@ def test_a_receptive_field_is_what_a_change_of_the_input_reaches():
 def test_nothing_is_said_of_what_a_service_or_changed_outputs_see():
     net = restorer("dncnn", 4, 3).build(IO, 0)
     trace = torch.ones(3, 32, 32)  # of the task's size, no other
-    for suspect in (Service(net), Changed(net, lambda x: x - trace), Changed(Service(net), lambda x: x - trace)):
+    for suspect in (
+        Service(net, "pictures"),
+        Changed(net, lambda x: x - trace),
+        Changed(Service(net, "pictures"), lambda x: x - trace),
+    ):
         assert anatomy.receptive_field(suspect, EXAMPLE) is None
