@@ -20,7 +20,7 @@ CLOSED = ("attack.mode=closed_form", "attack.data=none")
 @pytest.mark.slow
 @pytest.mark.quick
 def test_overwrite_reaches_its_own_mark_with_its_own_key(results):
-    rows = run.run(tiny(results, "uchida", "overwrite", "attack.epochs=20")).rows
+    rows = run.run(tiny(results, "uchida", "overwrite", "attack.epochs=20", "method.n_bits=90")).rows
     points = [r for r in rows if r.knob.startswith("lambda")]
     assert [(r.knob, r.strength) for r in points] == [("lambda factor, lr 0.003", f) for f in (1, 10)]
     assert any(r.claim_ber == 0 and r.claim_detected for r in points)
