@@ -17,6 +17,7 @@ from torch import nn
 from attacks._layers import FEATURES, layers
 from bench import metrics
 from bench.errors import within
+from bench.models import branches
 from bench.types import Attack, Fit, Key, Snapshot, Victim
 
 WRONG = 0.1  # bit error rate of shadow marks from which they are no marks
@@ -54,7 +55,7 @@ class Detect(Attack):
         names = [*layers(victim.model)]
         hosts, marks, right, errors = [], [], [], []
         for _ in range(self.shadows):
-            hosts.append(seen(self._host(victim, rng, fit), names))
+            hosts.append(seen(self._shadow(victim, rng, fit), names))
             model, key = self._mark(victim, rng, fit)
             marks.append(seen(model, names))
             errors.append(metrics.ber(victim.method.extract(model, key, victim.task), key.message))
@@ -68,6 +69,14 @@ class Detect(Attack):
         facts = {"auc": auc, "auc_low": low, "auc_high": high}
         facts |= {"layer_named": float(np.mean(named)), "layer_chance": float(np.mean(right))}
         yield Snapshot("shadows", self.shadows, victim.model, facts=facts)
+
+    def _shadow(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> nn.Module:
+        """An unmarked network, trained as long as a marked one: more epochs show as well."""
+        model, trains = self._host(victim, rng, fit), victim.method.trains_on
+        if trains:
+            loss = {"loss": branches.own_outputs(model, victim.task)} if trains == "outputs" else {}
+            model = fit.seeded(int(rng.integers(2**62)))(model, victim.task, epochs=self.epochs, **loss)
+        return model
 
     def _host(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> nn.Module:
         model, seed = victim.fresh(int(rng.integers(2**62))), int(rng.integers(2**62))

@@ -22,9 +22,9 @@ class Finetune(TunedAttack):
     mode: `ftal` all layers, `ftll` the last layer only, `rtal` and `rtll` the same with the last layer
     re-initialised first; `smooth` all layers on labels smoothed by `smoothing`; `regularise` all layers, the first
     `decay_epochs` with decay / 2 times the sum of squared weights in the loss (in the loss, for AdamW's own decay is
-    scaled by its small rate), then without, until utility on the attacker's validation split has not risen for
-    `patience` epochs. transfer: a conf/data node to train on instead, with a new head for its classes (NeuralMark's
-    setting): utility is then that data set's and damage is undefined.
+    scaled by its small rate), then without, until utility on the validation split, which owner and attacker share, has
+    not risen for `patience` epochs. transfer: a conf/data node to train on instead, with a new head for its classes
+    (NeuralMark's setting): utility is then that data set's and damage is undefined.
     """
 
     needs_data = True
@@ -47,6 +47,8 @@ class Finetune(TunedAttack):
     def fits(self, task: Task) -> None:
         if self.mode == "smooth":
             task.smoothed(self.smoothing)
+        if self.mode == "regularise" and not task.size("validation"):
+            raise ConfigError("attack.mode=regularise stops on the validation split: raise data.validation")
 
     def skip(self, victim: Victim) -> str | None:
         alone = self.mode in ("ftll", "rtal", "rtll")

@@ -64,11 +64,11 @@ def matches_needed(n: int, alpha: float, tests: int = 1) -> int | None:
     return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n), alpha, tests)), None)
 
 
-def work_bits(n: int, alpha: float) -> float | None:
+def work_bits(n: int, alpha: float, tails: int = 1) -> float | None:
     """log2 of the keys that are tried, on average, until one of n bits is detected at alpha, under the binomial null:
     at least -log2 alpha. None where n bits cannot reach it, whoever tries."""
-    need = matches_needed(n, alpha)
-    return None if need is None else -log10_p(1 - need / n, n) / math.log10(2)
+    need = matches_needed(n, alpha, tails)
+    return None if need is None else -log10_p(1 - need / n, n, tails) / math.log10(2)
 
 
 def t_interval(values: Iterable[float]) -> tuple[float, float | None]:
@@ -154,6 +154,17 @@ def reading(row: Mapping[str, Any]) -> tuple[float | None, str]:
     if error > 0.5 and not missing(row["detected"]) and bool(row["detected"]):
         return 1 - error, INVERTED
     return error, how
+
+
+def evidence(row: Mapping[str, Any]) -> float | None:
+    """log10 p of the reading that a verdict rests on (`reading`)."""
+    positions = missing(row.get("log10_p_aligned")) or row["log10_p_aligned"] >= min(-2.0, row["log10_p"])
+    return row["log10_p"] if positions else row["log10_p_aligned"]
+
+
+def tails(tests: Any, committed: Any) -> int:
+    """In how many tails a row's bits count: `tests` are those times the readings, two with a committed copy."""
+    return 1 if missing(tests) else int(tests) // (2 if not missing(committed) and bool(committed) else 1)
 
 
 def damage(row: Mapping[str, Any]) -> float | None:

@@ -47,7 +47,7 @@ def stolen(x: Experiment, model: nn.Module, key: Key | None, host: Callable[[], 
     host: opens the network that the owner started from, if the method starts from one: public, as pretrained ones are.
     """
     knows = set(x.attack.knows)
-    public = "host" in knows and x.method.marks and not x.method.from_scratch
+    public = "host" in knows and x.method.marks and x.method.trains_on
     privileged = {"layer", "key"} & knows
     gives = "labels" if "outputs" not in knows and x.task.gives == "classes" else x.task.gives
     return Victim(

@@ -140,7 +140,7 @@ def _rows(rows: list[Row], known: dict[str, Any], goal: str, max_damage: float) 
     for above, row in zip([None, *rows], rows, strict=False):
         found = asdict(row)
         hurt = None if metrics.is_control(row.knob) else metrics.damage(found)
-        cells = [_number(row.ber, 3), _number(row.log10_p, 1)]
+        cells = [_number(metrics.reading(found)[0], 3), _number(metrics.evidence(found), 1)]
         cells += [_number(row.claim_ber, 3), _number(row.claim_log10_p, 1)] if claims else []
         cells += [_number(row.auc, 3), _number(row.layer_named, 2)] if looks else []
         cells += [_number(row.utility, 2), _number(hurt, 2)] if row.status == "ok" else ["", ""]
@@ -171,18 +171,19 @@ def notes(
         hits, tried = controls["false_positives"], controls["random_keys"]
         low, high = (f"{100 * end:.2g}" for end in metrics.clopper_pearson(hits, tried))
         lines.append(f"control: {hits:,} of {tried:,} random keys verify (95%: {low} to {high}%)")
-    if bits and boundary and (need := metrics.matches_needed(bits, boundary)) is not None:
-        passed = sum(row.log10_p is not None and metrics.is_detected(row.log10_p, boundary) for row in rows)
-        read = sum(row.log10_p is not None for row in rows)
+    tails = next((metrics.tails(row.tests, row.committed) for row in rows if row.tests), 1)
+    if bits and boundary and (need := metrics.matches_needed(bits, boundary, tails)) is not None:
+        found = [p for row in rows if (p := metrics.evidence(asdict(row))) is not None]
+        passed, read = sum(metrics.is_detected(p, boundary) for p in found), len(found)
         lines.append(f"the method's own boundary, {boundary:.1e} ({need} bits): {passed} of {read} rows pass")
     if bits and (goal == "forge" or any(row.claim_ber is not None for row in rows)):
-        lines += _claims(rows, bits, min(alpha, claim or alpha))
+        lines += _claims(rows, bits, min(alpha, claim or alpha), tails)
     return lines
 
 
-def _claims(rows: list[Row], bits: int, bar: float) -> list[str]:
+def _claims(rows: list[Row], bits: int, bar: float, tails: int) -> list[str]:
     """What a claim needs, and how far the search for keys came beside what chance gives: 1/t after t tries."""
-    need, work = metrics.matches_needed(bits, bar), metrics.work_bits(bits, bar)
+    need, work = metrics.matches_needed(bits, bar, tails), metrics.work_bits(bits, bar, tails)
     threshold = f"more bits than {bits}: no claim can verify" if need is None else f"{need} of {bits} bits"
     lines = [f"claims verify: p <= {bar:.1e}, {threshold}"]
     tried = [row for row in rows if row.knob in SEARCHES and row.claim_log10_p is not None and row.strength]

@@ -29,9 +29,9 @@ def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
     trials, errors = int(bits["n_bits"].sum()), float((bits["reading"] * bits["n_bits"]).sum())
     low, high = metrics.pooled(bits["reading"] * bits["n_bits"], bits["n_bits"]) if trials else (math.nan, math.nan)
     point |= {"n_bits": ok["n_bits"].max(), "ber": errors / trials if trials else math.nan}
-    point |= {"ber_low": low, "ber_high": high, "log10_p_worst": ok["log10_p"].max(), "tests": ok["tests"].max()}
+    point |= {"ber_low": low, "ber_high": high, "log10_p_worst": ok["evidence"].max(), "tests": ok["tests"].max()}
     point |= {name: (bits["how"] == name).mean() for name in (metrics.ALIGNED, metrics.INVERTED)}
-    point |= {name: ok[name].median() for name in ("log10_p", "claim_log10_p")}
+    point |= {"log10_p": ok["evidence"].median(), "claim_log10_p": ok["claim_log10_p"].median()}
     point |= {name: ok[name].mean() for name in (*MEANS, "weighed")}
     point |= {name: ok[name].astype(float).mean() for name in ("auc", "auc_low", "auc_high")}
     point |= {name: ok[name].dropna().astype(float).mean() for name in ("detected", "claim_detected")}

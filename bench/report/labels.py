@@ -116,9 +116,9 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     """All rows, labelled so that (method_label, attack_label, model, data) is one configuration; with verdicts.
 
     Adds damage, fidelity, verdict and bar, the p-value at which claims were judged; `reading`, the bit error rate that
-    the verdict rests on, and `how` it was read (bench.metrics.reading); `weighed`, the damage by which an attacker
-    chooses among strengths: on the validation split, or nan in rows that were made before it was measured. Of two files
-    of one configuration and seed the newest counts. Verdicts are the protocol's (bench.metrics.verdict).
+    the verdict rests on, `how` it was read and its `evidence`, log10 p (bench.metrics); `weighed`, the damage by which
+    an attacker chooses among strengths: on the validation split, or nan in rows that were made before it was measured.
+    Of two files of one configuration and seed the newest counts. Verdicts are the protocol's (bench.metrics.verdict).
     """
     newest: dict[tuple, int] = {}
     for i in sorted(range(len(runs)), key=lambda i: str([row["created_at"] for row in runs[i]["rows"]])):
@@ -136,18 +136,20 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     clash = hashes.transform("nunique") > 1
     df.loc[clash, "method_label"] += " #" + df.loc[clash, "config_hash"].str[:6]
     df[NUMBERS] = df[NUMBERS].apply(pd.to_numeric)
-    damages, verdicts, readings = [], [], []
+    damages, verdicts, readings, evidence = [], [], [], []
     for values in zip(*(df[name].to_numpy(object) for name in JUDGED), strict=True):
         row = dict(zip(JUDGED, values, strict=True))
         damages.append(metrics.damage(row))
         verdicts.append(metrics.verdict(row, row["goal"], row["max_damage"]))
         readings.append(metrics.reading(row))
+        evidence.append(metrics.evidence(row))
     df["damage"] = pd.to_numeric(pd.Series(damages, dtype=object))
     df["fidelity"] = df["utility_host"] - df["utility_victim"]
     df["verdict"] = verdicts
     df["needs"] = np.repeat(np.array([_needs(run["config"]["attack"]) for run in runs], dtype=object), counts)
     df["reading"] = pd.to_numeric(pd.Series([error for error, _ in readings], dtype=object))
     df["how"] = [how for _, how in readings]
+    df["evidence"] = pd.to_numeric(pd.Series(evidence, dtype=object))
     before = df["knob"].eq("none") & df["status"].eq("ok")
     own = df["run_id"].map(df[before].drop_duplicates("run_id").set_index("run_id")["utility_validation"])
     df["weighed"] = (own - df["utility_validation"]).where(df["damage"].notna())

@@ -150,13 +150,14 @@ def legends(df: pd.DataFrame) -> tuple[str, str]:
         " or ".join(x if isinstance(x, str) else number(x) for x in sorted(df[name].dropna().unique()))
         for name in ("alpha", "max_damage", "utility_name")
     )
-    bands = "± is a 95% t interval over seeds, [ ] a 95% Wilson interval over pooled bits."
+    bands = "± is a 95% t interval over seeds, [ ] a 95% Wilson interval over pooled bits, wider where seeds differ."
     forged = df["goal"].eq("forge").any()
     tries = " resisted (t tries; 2^w): keys tried, and how many until a claim passes." if forged else ""
     return (
         "Worst outcome over all strengths: the least damage (victim - suspect, at most "
         f"{limit}) at which the mark was not detected (alpha = {alpha}), or else the highest BER survived. "
         f"Fidelity: host - victim.{tries} {bands}",
-        f"Utility: {utility}. {bands} * owner's mark not detected (alpha = {alpha}), ! attacker's claim "
-        "passes, in ( ) for some seeds only. Bold: BER below all other methods', beyond the intervals.",
+        f"Utility: {utility}. {bands} * owner's mark not detected (alpha = {alpha}), a read after alignment, i all "
+        "bits inverted, ! attacker's claim passes, in ( ) for some seeds only. Bold: BER below all other methods', beyond "
+        "the intervals.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import judge, metrics, stages
+from bench import judge, stages
 from tests.helpers import changed, snapshots
 
 

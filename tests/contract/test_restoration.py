@@ -30,6 +30,9 @@ def small(results: Path, picture_folder: Path, method: str, attack: str, *more: 
     cfg = config(*names)
     strengths = SMALL | {"n_bits": "32", "k": "64"}  # as few bits as can be detected: few steps embed them
     less = [f"{g}.{k}={v}" for g in ("method", "attack") for k, v in strengths.items() if k in cfg[g]]
+    if attack == "chain":  # its steps are attacks
+        less = [word for word in less if not word.startswith("attack.")]
+        less += [f"attack.options.finetune.epochs={SMALL['epochs']}"]
     student = ["attack.student.width=8", "attack.student.depth=3"] if attack == "distill" else []
     return config(*names, *restoration(picture_folder), *less, *student, f"results_dir={results}", *more)
 

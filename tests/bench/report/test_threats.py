@@ -32,6 +32,7 @@ def test_more_is_never_dearer_and_each_attack_counts_where_its_needs_are_covered
         "+ method": "0.3 pts (scrub, 12 s)",
         "+ layer": "0.3 pts (scrub, 12 s)",
         "+ key": "0.3 pts (scrub, 12 s)",
+        "+ data, host": "2.0 pts (shift, 1.0 s)",
         "outputs": "3.0 pts (distill, 1.0 s)",
         "labels": "8.0 pts (extract, 1.0 s)",
     }
@@ -41,9 +42,9 @@ def test_more_is_never_dearer_and_each_attack_counts_where_its_needs_are_covered
 
 def test_what_was_tried_without_success_is_never_and_what_was_not_tried_is_a_dash():
     runs = [made("prune", ["weights"], "none", point(damage=50.0))]
-    assert cells(runs) == dict.fromkeys(["weights", "+ data", "+ method", "+ layer", "+ key"], "never")
+    assert cells(runs) == dict.fromkeys(["weights", "+ data", "+ method", "+ layer", "+ key", "+ data, host"], "never")
     (table,) = assemble(runs).parts["threats"].tables
-    assert [row[-1].text for row in table.rows] == ["never"] * 5 + ["–", "–"]
+    assert [row[-1].text for row in table.rows] == ["never"] * 6 + ["–", "–"]
 
 
 def test_the_attack_is_chosen_on_validation_and_told_on_test():
@@ -101,10 +102,11 @@ def test_what_an_attacker_holds_covers_what_an_attack_needs():
 
 
 NEEDS = {
-    "weights": ["weights", "+ data", "+ method", "+ layer", "+ key"],
-    "weights data": ["+ data", "+ method", "+ layer", "+ key"],
+    "weights": ["weights", "+ data", "+ method", "+ layer", "+ key", "+ data, host"],
+    "weights data": ["+ data", "+ method", "+ layer", "+ key", "+ data, host"],
+    "weights host data": ["+ data, host"],
     "weights method layer": ["+ layer", "+ key"],
     "weights method key data": ["+ key"],
-    "outputs data": ["+ data", "+ method", "+ layer", "+ key", "outputs"],
-    "labels data": ["+ data", "+ method", "+ layer", "+ key", "outputs", "labels"],
+    "outputs data": ["+ data", "+ method", "+ layer", "+ key", "+ data, host", "outputs"],
+    "labels data": ["+ data", "+ method", "+ layer", "+ key", "+ data, host", "outputs", "labels"],
 }
