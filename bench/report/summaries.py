@@ -158,6 +158,6 @@ def legends(df: pd.DataFrame) -> tuple[str, str]:
         f"{limit}) at which the mark was not detected (alpha = {alpha}), or else the highest BER survived. "
         f"Fidelity: host - victim.{tries} {bands}",
         f"Utility: {utility}. {bands} * owner's mark not detected (alpha = {alpha}), a read after alignment, i all "
-        "bits inverted, ! attacker's claim passes, in ( ) for some seeds only. Bold: BER below all other methods', beyond "
-        "the intervals.",
+        "bits inverted, ! attacker's claim passes, in ( ) for some seeds only. Bold: BER below all other methods', "
+        "beyond the intervals.",
     )
