@@ -192,8 +192,9 @@ def test_a_logo_is_one_bit_with_a_null_of_its_own(results, picture_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.parametrize("more", [["method.absorbed=true"], [], ["method.payload=image"]])
+@pytest.mark.parametrize(
+    "more", [["method.absorbed=true"], [], pytest.param(["method.payload=image"], marks=pytest.mark.quick)]
+)
 def test_anybody_trains_an_extractor_that_reads_his_own_message(results, picture_folder, more):
     """Of a network that absorbed the mark, of a service (whose outputs are enough), and for a logo."""
     words = ("attack=forge", "attack.data=attacker", "method.adversarial=false", "verify.keys=0", *more)
