@@ -30,7 +30,7 @@ class Judge:
     committed: nn.Module | None = None
 
     def row(self, snapshot: Snapshot, **known: Any) -> Row:
-        """The owner's bits, the claim's if there is one, and utility, unless it is `known` already."""
+        """The owner's bits, the claim's if there is one, and utilities, unless they are `known` already."""
         x, task, key = self.x, self.x.task, self.key
         values = {"utility_name": task.utility_name, **self.utilities, **snapshot.facts, **known}
         if snapshot.moved:
@@ -39,7 +39,8 @@ class Judge:
             values |= {"utility_name": f"{task.utility_name}@{task.name}", "utility_victim": None, "utility_host": None}
         if "utility" not in values:
             values["utility"] = evaluate(x, task, snapshot.model)
-        if task.size("validation") and not metrics.is_control(snapshot.knob):
+        measured = "utility_validation" in values or metrics.is_control(snapshot.knob)
+        if task.size("validation") and not measured:
             values["utility_validation"] = evaluate(x, task, snapshot.model, "validation")
         if key is not None:
             error, log10_p, ok = judged(x, snapshot.model, key)

@@ -94,7 +94,7 @@ def points(judge: Judge, attack: Attack, model: nn.Module, own: float, prefix: s
     train = replace(x.train, bias_rate=1.0)
     fit = Fit(train, spec.derive(attack.seed, "attack", name, "fit"), may_diverge=True, progress=x.progress)
     steps = counted(x, attack.run(robbed, draws, fit))
-    seconds = 0.0
+    seconds, same = 0.0, {"utility": own}
     while True:
         started = machine.start(x.device)
         snapshot = next(steps, None)
@@ -107,9 +107,11 @@ def points(judge: Judge, attack: Attack, model: nn.Module, own: float, prefix: s
             continue
         took += seconds if snapshot.continues else 0.0
         seconds = round(took if snapshot.seconds is None else snapshot.seconds, 3)
-        known = {"utility": own} if snapshot.model is robbed.model else {}
+        untouched = snapshot.model is robbed.model
         snapshot = replace(snapshot, knob=f"{prefix}{snapshot.knob}")
-        row = judge.row(snapshot, **known, seconds=seconds, peak_mb=peak)
+        row = judge.row(snapshot, **(same if untouched else {}), seconds=seconds, peak_mb=peak)
+        if untouched:  # as often as it is claimed, it is one network
+            same["utility_validation"] = row.utility_validation
         x.say(f"  {snapshot.knob} {'' if snapshot.strength is None else f'{snapshot.strength:g}'}: {_brief(row)}")
         yield row
 
