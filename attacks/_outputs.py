@@ -17,7 +17,7 @@ class OutputAttack(Attack):
     needs = ("outputs",)
 
     def skip(self, victim: Victim) -> str | None:
-        if victim.method.marks and victim.method.access == "weights":
+        if victim.method.marks and victim.method.access != "outputs":
             return "the mark is read from weights, which no change of outputs touches"
         return None if victim.task.gives == "pictures" else "the victim gives no pictures"
 

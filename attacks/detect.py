@@ -87,7 +87,7 @@ class Detect(Attack):
         method, seed = victim.method, int(rng.integers(2**62))
         model = victim.fresh(seed) if method.from_scratch else self._host(victim, rng, fit)
         model = method.extend(model, victim.task, seed)
-        key = method.keygen(model, rng)
+        key = method.keygen(model, rng, victim.task)
         longer = fit.seeded(int(rng.integers(2**62))).using(epochs=self.epochs)
         return method.embed(model, key, victim.task, longer).eval(), key
 

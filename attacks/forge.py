@@ -56,7 +56,7 @@ class Forge(Attack):
         return None
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
-        if victim.method.access == "weights":
+        if victim.method.access != "outputs":
             yield from self._weights(victim, rng)
         known: set[str] = set()
         for knob, strength, claim in self._forgeries(victim, rng, fit):
@@ -72,7 +72,7 @@ class Forge(Attack):
     def _weights(self, victim: Victim, rng: np.random.Generator) -> Iterator[Snapshot]:
         """Claims that are read from weights."""
         model, method = victim.model, victim.method
-        key = method.keygen(model, rng)
+        key = method.keygen(model, rng, victim.task)
         if method.logits(model, key) is None:
             why = "extraction is not differentiable"
             yield Snapshot("flip", None, model, skipped=why)
@@ -105,7 +105,7 @@ class Forge(Attack):
         for _ in range(self.draws if along else 0):
             if not wrong.any():
                 break
-            other = method.keygen(model, rng)
+            other = method.keygen(model, rng, victim.task)
             right = (method.extract(model, other, victim.task).cpu() > 0.5) == key.message
             for name, dim in along.items():
                 taken = (wrong & right).nonzero()[:, 0]

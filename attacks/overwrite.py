@@ -44,7 +44,7 @@ class Overwrite(Attack):
             raise ConfigError("this attack trains: it needs attack.data=attacker (or attack.mode=closed_form)")
 
     def skip(self, victim: Victim) -> str | None:
-        if victim.method.access == "outputs":
+        if victim.method.access == "outputs" and victim.task.gives == "pictures":
             return "the method trains its mark by a schedule of its own, which no grid of rates and factors varies"
         return None if victim.method.marks else "the method embeds nothing that could be overwritten"
 
@@ -61,7 +61,7 @@ class Overwrite(Attack):
             rewrite(model, method, key, key.message.cpu().numpy())
 
         for count in range(1, max(self.keys) + 1):
-            key = method.keygen(victim.model, rng)
+            key = method.keygen(victim.model, rng, victim.task)
             if count == 1 and method.logits(model, key) is None:
                 yield Snapshot("keys", None, model, skipped="extraction is not differentiable: nothing to solve")
                 return
@@ -92,5 +92,5 @@ class Overwrite(Attack):
     def _embedded(self, victim: Victim, start: np.random.Generator, fit: Fit, factor: float) -> tuple[nn.Module, Key]:
         method = victim.method.again(factor)
         # The same draws each time; where the strength is part of the key (frequency), it differs in that alone.
-        key = method.keygen(victim.model, copy.deepcopy(start))
+        key = method.keygen(victim.model, copy.deepcopy(start), victim.task)
         return method.embed(copy.deepcopy(victim.model), key, victim.task, fit), key

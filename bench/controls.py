@@ -22,13 +22,13 @@ VERSION = 3  # 2: keys drawn for another network; 3: p-values by the method's ow
 CHECKED = 3  # keys that are read a second time, by the method's own extract
 
 
-def in_outputs(x: Experiment) -> bool:
-    """Whether the mark is read from outputs: every network has some, and more controls are due."""
-    return x.method.marks and x.method.access == "outputs"
+def in_pictures(x: Experiment) -> bool:
+    """Whether the mark is read from pictures: every network gives some, and more controls are due."""
+    return x.method.marks and x.method.access == "outputs" and x.task.gives == "pictures"
 
 
 def clean(x: Experiment) -> Iterator[tuple[Task, Snapshot]]:
-    """Controls of a mark in outputs: the inputs, and what they should become, as if a network gave them; each with the
+    """Controls of a mark in pictures: the inputs, and what they should become, as if a network gave them; each with the
     task whose pictures it is judged on."""
     identity = gallery.identity(x)
     for name, task in (("inputs", x.task), ("truth", x.task.undegraded())):

@@ -143,7 +143,7 @@ class Experiment:
     @property
     def readings(self) -> int:
         """In how many ways a suspect may verify: by position and, where the judge aligns, after that."""
-        aligns = self.verify.align == "committed" and self.method.marks and self.method.access == "weights"
+        aligns = self.verify.align == "committed" and self.method.marks and self.method.access != "outputs"
         return 2 if aligns else 1
 
     @property

@@ -1,7 +1,7 @@
 """What a mark read from pictures looks like: numbers beside the verdicts (bench.report.readings has their tables),
 and a figure of a run's suspects.
 
-For methods whose `access` is `outputs`, which have `read` and `readings` beside `extract`.
+For methods whose `access` is `outputs` on a task of pictures, which have `read` and `readings` beside `extract`.
 """
 
 from __future__ import annotations

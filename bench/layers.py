@@ -58,7 +58,7 @@ def _takes(cfg: DictConfig, x: Experiment, model: nn.Module) -> tuple[str, ...]:
 
     method = spec.build(cfg.method, "method")
     try:
-        key = method.keygen(method.extend(copy.deepcopy(model), x.task, 0), x.rng("layers"))
+        key = method.keygen(method.extend(copy.deepcopy(model), x.task, 0), x.rng("layers"), x.task)
     except UserError as error:
         return (str(error),)
     if method.access == "outputs":

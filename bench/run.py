@@ -35,7 +35,7 @@ from bench.types import Attack, Row, Snapshot
 
 @dataclass
 class Made:
-    """What a run makes: rows, what the random keys did, and for a mark in outputs what its pictures measure."""
+    """What a run makes: rows, what the random keys did, and for a mark in pictures what they measure."""
 
     rows: list[Row]
     controls: dict[str, Any] | None
@@ -45,7 +45,7 @@ class Made:
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: done, cached, skipped or failed; rows, the run file, an exit status, the method's boundary,
-    what the random keys did; for a mark in outputs what its pictures measure, and their figure."""
+    what the random keys did; for a mark in pictures what they measure, and their figure."""
 
     status: str
     rows: list[Row]
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def rows(x: Experiment, shown: Gallery | None = None) -> Iterator[Row]:
-    """The controls (host under the owner's key, and for a mark in outputs the inputs and what they should become), the
+    """The controls (host under the owner's key, and for a mark in pictures the inputs and what they should become), the
     victim, then one row per snapshot of the attack; at last, where an attack has a `twin`, the same on the host.
     """
     # The mark first: it draws its key, and so refuses what cannot be, before anything is trained.
@@ -73,11 +73,11 @@ def rows(x: Experiment, shown: Gallery | None = None) -> Iterator[Row]:
         host = stages.load_weights(stages.skeleton(x), unmarked.path)
         yield judge.row(Snapshot("host", None, host), **stages.cost(unmarked))
     yield judge.row(Snapshot("none", None, victim), **stages.cost(entry))
-    if controls.in_outputs(x):
+    if controls.in_pictures(x):
         for task, snapshot in controls.clean(x):
             yield judge.control(task, snapshot)
     yield from points(judge, x.attack, victim, entry["utility"])
-    if controls.in_outputs(x) and x.attack.twin:
+    if controls.in_pictures(x) and x.attack.twin:
         yield from points(judge, x.attack.twin, host, unmarked["utility"], "clean/")
 
 
@@ -153,7 +153,7 @@ def run(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: 
 
 def recorded(x: Experiment) -> Made:
     """All that a run makes, written to its file; where something goes wrong, the rows so far and a failed one."""
-    shown = Gallery() if x.method.access == "outputs" else None
+    shown = Gallery() if controls.in_pictures(x) else None
     made = Made([], None, shown and shown.numbers)
     try:
         for row in rows(x, shown):

@@ -67,7 +67,7 @@ def _embedded(x: Experiment, folder: Path) -> dict[str, Any]:
     """keygen, embed, and a check."""
     # The key first: a layer too small for the message should cost a second, not an epoch.
     model = skeleton(x)
-    key = x.method.keygen(model, x.rng("owner", "key"))
+    key = x.method.keygen(model, x.rng("owner", "key"), x.task.view("owner"))
     if not x.method.from_scratch:
         load_weights(model, host(x).path)
     where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where) or "its outputs"

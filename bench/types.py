@@ -230,10 +230,11 @@ class Method:
 
     `version` enters the hash of everything embedded: raise it when the same configuration would give other weights.
     `marks` is False for the one that carries no message. `boundary` is the p-value that the method's own paper asks
-    for, if it names one. `access` is what extraction reads of a suspect: `weights`, or `outputs` alone: every network
-    counts then, and `read` and `readings` say what a picture shows (bench.gallery). `signs`: whether bits are signs of
-    weights, so that all of them inverted tell of the mark as well. `tunable`: whether `again` depends
-    on its factor. A field that names a file (spec.file()) or a node with a `_target_` is hashed by content.
+    for, if it names one. `access` is what extraction reads of a suspect: `weights`; `activations`, weights and what
+    they make of the key's own inputs; or `outputs` alone: every network counts then, and of pictures `read` and
+    `readings` say what they show (bench.gallery). `signs`: whether bits are signs of what is linear in weights, so that
+    all of them inverted tell of the mark as well. `tunable`: whether `again` depends on its factor. A
+    field that names a file (spec.file()) or a node with a `_target_` is hashed by content.
     """
 
     version: ClassVar[int] = 1
@@ -270,8 +271,9 @@ class Method:
         """`model` with whatever the method adds to its architecture (bench.models.branches), in place and untrained."""
         return model
 
-    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key | None:
-        """A fresh message and secret for `host`, from `rng` alone. None: the method carries no message."""
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key | None:
+        """A fresh message and secret for `host`, from `rng` alone; `task` is that of whoever draws it, for a key that
+        holds inputs. None: the method carries no message."""
         raise NotImplementedError
 
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
@@ -309,7 +311,7 @@ class Method:
         """`count` keys drawn for `other` and the soft bits [n] each reads from `model`. To be overridden where one
         takes minutes (same bits, faster), or where part of the `key` is trained: drawn ones would read nothing."""
         for _ in range(count):
-            guess = self.keygen(other, rng)
+            guess = self.keygen(other, rng, task)
             yield guess, self.extract(model, guess, task)
 
     def forgeries(

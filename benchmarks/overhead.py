@@ -48,7 +48,7 @@ class Timed(Fit):
 def prepared(overrides: tuple[str, ...], count: int, epochs: int, device: str) -> Any:
     """A function that embeds anew and returns the seconds of the timed epochs."""
     x = subject.experiment(count, "model=resnet18", f"device={device}", f"train.epochs={epochs}", *overrides)
-    key = x.method.keygen(stages.skeleton(x), x.rng("owner", "key"))
+    key = x.method.keygen(stages.skeleton(x), x.rng("owner", "key"), x.task)
 
     def once() -> list[float]:
         fit, model, owner = Timed(x.train, 0), stages.skeleton(x), x.task.view("owner")

@@ -121,7 +121,7 @@ class Boxfree(Recipe, Method):
         torch.manual_seed(seed)
         return Barrier(self.width, self.depth, self.size()).to(next(model.parameters()).device)
 
-    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n] (a logo: one bit, true) and an untrained extractor. ConfigError for a logo that shows nothing."""
         bits = rng.integers(0, 2, self.n_bits).astype(bool) if self.payload == "bits" else np.ones(1, bool)
         secret = {f"extractor.{name}": x for name, x in untrained(int(rng.integers(2**62))).state_dict().items()}
@@ -255,7 +255,7 @@ class Boxfree(Recipe, Method):
     ) -> Iterator[tuple[str, int, Key]]:
         """An extractor of the claimant's own, trained to find his message in what the network gives and 1/2 in what it
         takes: nothing commits an owner to his. strength: its steps. A logo's null is fitted to the inputs."""
-        key, device = self.keygen(model, rng), device_of(model)
+        key, device = self.keygen(model, rng, task), device_of(model)
         extractor, mark = self.extractor(key, device), self.mark(key).to(device)
 
         def loss(net: nn.Module, batch: Any) -> Tensor:

@@ -90,7 +90,7 @@ class Frequency(Regulariser):
         """The components that training cannot reach, as an orthonormal basis [B, K^2] of real kernels."""
         return basis(self.kernel, self.radius, *size)
 
-    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n] and secret, see the class. Raises ConfigError where the carriers are too few."""
         if not self.module:
             name = weights.choose(host, self.layer, capacity, self.n_bits, "non-DC components of averaged kernels")
@@ -174,7 +174,7 @@ class Frequency(Regulariser):
             return
         found = None
         for _ in range(count):
-            key = self.keygen(other, rng)
+            key = self.keygen(other, rng, task)
             with torch.no_grad():
                 found = self._found(model, key) if found is None else found
                 soft = torch.sigmoid(self._read(found, key))

@@ -41,7 +41,7 @@ class Neuralmark(Regulariser):
     pool: bool
     binding: bool
 
-    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n], secret `matrix` [k, n]. Raises ConfigError for a layer the filter would leave too little of."""
         unit = max(self.k, self.n_bits) if self.rounds else self.k
         need = unit * 2**self.rounds * (2 if self.rounds else 1)
@@ -103,7 +103,7 @@ class Neuralmark(Regulariser):
         asks for no distribution of K."""
         if not (self.binding and tries):
             return
-        drawn = self.keygen(model, rng)
+        drawn = self.keygen(model, rng, task)
         matrix, n = drawn.secret["matrix"].numpy(), self.n_bits
         matrix[-1] = np.copysign(HEAVY * (1 + np.abs(matrix[-1])), matrix[-1])
         signs, size, padding = np.packbits(matrix[-1] > 0).tobytes(), (n + 7) // 8, -n % 8

@@ -15,5 +15,5 @@ class None_(Method):
 
     marks = False
 
-    def keygen(self, host: Any, rng: Any) -> None:
+    def keygen(self, host: Any, rng: Any, task: Any) -> None:
         return None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.errors import ConfigError, among
 from bench.models import weights
-from bench.types import Key
+from bench.types import Key, Task
 from methods import _commitment as commitment
 from methods._regulariser import Regulariser
 
@@ -40,7 +40,7 @@ class Uchida(Regulariser):
         if self.binding == "hash" and self.projection != "random":
             raise ConfigError(f"method.binding=hash needs method.projection=random, not {self.projection}")
 
-    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n], secret `projection` [n, M] (and `seed` [32] uint8 when bound). ConfigError if n > capacity."""
         columns = 2 if self.projection == "diff" else 1
         what = "projected weights (inputs x kernel area)" + (", two a bit" if columns == 2 else ", one a bit")

@@ -77,7 +77,7 @@ class Watermas(Method):
         """No factor: a substitution is made or not."""
         return replace(self, situation="finetune")
 
-    def keygen(self, host: nn.Module, rng: np.random.Generator) -> Key:
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n] and `positions` [n, 2]; ConfigError where the layers hold fewer weights than bits."""
         names = self._layers(host)
         sizes = np.array([host.get_parameter(name).numel() for name in names])
@@ -151,7 +151,7 @@ class Watermas(Method):
         """The layers' standard deviations, most of the time that a reading takes, are found once."""
         spreads: dict[str, Tensor] = {}
         for _ in range(count):
-            guess = self.keygen(other, rng)
+            guess = self.keygen(other, rng, task)
             yield guess, self._read(model, guess, spreads).detach().sigmoid()
 
     def _read(self, model: nn.Module, key: Key, spreads: dict[str, Tensor]) -> Tensor:

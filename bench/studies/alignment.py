@@ -78,7 +78,7 @@ def parsed(words: list[str]) -> tuple[dict[str, Any], list[str]]:
 def pairs(x: Experiment, count: int, epochs: int = 0, looking: bool = False) -> Iterator[dict[str, Any]]:
     """`count` strangers read as they are and aligned with the run's marked network: {stranger, bits, unaligned, ber,
     log10_p, accepts, score, moved, converged}. Raises UserError for a method that marks no weights."""
-    if not x.method.marks or x.method.access != "weights":
+    if not x.method.marks or x.method.access == "outputs":
         raise UserError(f"method={x.method_name} marks no weights", 2)
     model, key = stages.opened(x, stages.mark(x))
     hidden = {} if looking else align.hidden(x.method, model, key)

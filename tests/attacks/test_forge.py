@@ -18,14 +18,14 @@ LONG = "method.n_bits=128"  # bits enough to prove a claim
 
 def test_flipped_signs_forge_a_linear_reader(marked):
     x, model, _ = marked("uchida")
-    key = x.method.keygen(model, np.random.default_rng(9))
+    key = x.method.keygen(model, np.random.default_rng(9), x.task)
     assert metrics.ber(x.method.extract(model, key, None), key.message) > 0.2
     claim = flipped(model, x.method, key)
     assert metrics.ber(x.method.extract(model, claim, None), claim.message) == 0
     assert torch.equal(claim.secret["projection"].abs(), key.secret["projection"].abs())
     assert x.method.accepts(claim)
     bound = replace(x.method, binding="hash")
-    key = bound.keygen(model, np.random.default_rng(9))
+    key = bound.keygen(model, np.random.default_rng(9), None)
     claim = flipped(model, bound, key)
     assert metrics.ber(bound.extract(model, claim, None), claim.message) == 0
     assert not bound.accepts(claim)
@@ -35,14 +35,14 @@ def test_flipped_signs_forge_a_linear_reader(marked):
 def test_flipped_signs_find_the_dimension_of_the_bits(k):
     """Also where the secret is square and both dimensions have n entries."""
     method, model = replace(NEURALMARK, k=k, n_bits=32, binding=False), net()
-    key = method.keygen(model, np.random.default_rng(1))
+    key = method.keygen(model, np.random.default_rng(1), None)
     claim = flipped(model, method, key)
     assert metrics.ber(method.extract(model, claim, None), key.message) == 0
 
 
 def test_flipped_signs_break_the_hash_of_neuralmark(marked):
     x, model, _ = marked("neuralmark")
-    claim = flipped(model, x.method, x.method.keygen(model, np.random.default_rng(9)))
+    claim = flipped(model, x.method, x.method.keygen(model, np.random.default_rng(9), x.task))
     assert metrics.ber(x.method.extract(model, claim, None), claim.message) == 0
     assert not x.method.accepts(claim)
 
@@ -50,7 +50,7 @@ def test_flipped_signs_break_the_hash_of_neuralmark(marked):
 @pytest.mark.parametrize("method", ["uchida", "neuralmark"])
 def test_learned_secrets_read_any_message_and_leave_no_gradient(marked, method):
     x, model, _ = marked(method)
-    key = x.method.keygen(model, np.random.default_rng(9))
+    key = x.method.keygen(model, np.random.default_rng(9), x.task)
     ((steps, claim),) = learned(model, x.method, key, [50], 0.1)
     assert steps == 50
     assert metrics.ber(x.method.extract(model, claim, None), key.message) == 0
@@ -102,8 +102,8 @@ def test_tries_are_honest_keys_and_the_best_so_far_is_claimed(marked, method):
     points = [s for s in x.attack.run(robbed, np.random.default_rng(0), Fit(x.train, 0)) if s.knob == "tries"]
     draws = np.random.default_rng(0)
     for _ in range(2):  # what flips, steps and splices begin with, and what the splice takes from
-        x.method.keygen(model, draws)
-    keys = [x.method.keygen(model, draws) for _ in range(7)]
+        x.method.keygen(model, draws, x.task)
+    keys = [x.method.keygen(model, draws, x.task) for _ in range(7)]
 
     def error(key):
         return metrics.ber(x.method.extract(model, key, x.task), key.message)

@@ -59,7 +59,7 @@ def test_five_keys_written_in_turn_all_read(marked, method):
     (point,) = x.attack.run(threat.stolen(x, model, owner), np.random.default_rng(0), Fit(x.train, 0))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     draws = np.random.default_rng(0)
-    keys = [x.method.keygen(model, draws) for _ in range(5)]
+    keys = [x.method.keygen(model, draws, x.task) for _ in range(5)]
     assert all(judge.judged(x, model, key)[0] > 0.1 for key in keys)  # nothing was there before
     assert [judge.judged(x, point.model, key)[0] for key in keys] == [0] * 5
     assert all(x.method.accepts(key) for key in keys)
@@ -72,7 +72,7 @@ def test_later_keys_that_spoil_earlier_ones_show_in_the_claim(marked):
     x, model, owner = marked("uchida", "overwrite", *CLOSED, "attack.keys=[12]")
     (point,) = x.attack.run(threat.stolen(x, model, owner), np.random.default_rng(0), Fit(x.train, 0))
     draws = np.random.default_rng(0)
-    keys = [x.method.keygen(model, draws) for _ in range(12)]
+    keys = [x.method.keygen(model, draws, x.task) for _ in range(12)]
     errors = [judge.judged(x, point.model, key)[0] for key in keys]
     assert min(errors) < max(errors)
     assert judge.judged(x, point.model, point.claim)[0] == max(errors)

@@ -16,7 +16,7 @@ from bench.types import Snapshot, Victim
 def test_a_chosen_reference_reads_any_key_and_is_refused(marked, method):
     """Of a network that the claimant never marked, in the order of his reference: a forgery that no hash prevents."""
     x, model, _ = marked(method, "none", "method.n_bits=32")
-    key = x.method.keygen(model, np.random.default_rng(5))
+    key = x.method.keygen(model, np.random.default_rng(5), x.task)
     reference = chosen(model, x.method, key, x.task.example(1))
     images = x.task.example(4)
     with torch.no_grad():

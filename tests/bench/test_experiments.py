@@ -83,7 +83,7 @@ def test_every_network_has_room_for_its_mark(conf, tmp_path, experiment, scale):
             continue
         seen.add(what)
         x = run.prepare(cfg)
-        key = x.method.keygen(stages.skeleton(x), x.rng("owner", "key"))
+        key = x.method.keygen(stages.skeleton(x), x.rng("owner", "key"), x.task)
         assert key.n_bits == cfg.method.n_bits
         assert not cfg.method.get("layer") or key.where == (f"{cfg.method.layer}.weight",)
 

@@ -18,7 +18,7 @@ def test_a_service_shows_nothing_but_pictures(results, picture_folder):
     small = ("method=boxfree", "method.depth=2", "method.n_bits=16", "attack=surrogate", f"results_dir={results}")
     x = run.prepare(config(*restoration(picture_folder), *small))
     model = stages.skeleton(x)
-    robbed = threat.stolen(x, model, x.method.keygen(model, np.random.default_rng(0)))
+    robbed = threat.stolen(x, model, x.method.keygen(model, np.random.default_rng(0), x.task))
     assert isinstance(robbed.model, threat.Service)
     assert {name: tensor.numel() for name, tensor in robbed.model.named_buffers()} == {"place": 0}
     with pytest.raises(PermissionError, match=r"attack\.knows"):

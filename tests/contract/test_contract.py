@@ -74,7 +74,7 @@ def test_trials_are_what_keygen_and_extract_give_one_by_one(marked, method):
     one, many = np.random.default_rng(11), np.random.default_rng(11)
     count = 0
     for key, soft in x.method.trials(model, own, other, many, 5, x.task):
-        alone = x.method.keygen(other, one)
+        alone = x.method.keygen(other, one, x.task)
         assert torch.equal(key.message, alone.message)
         assert key.secret.keys() == alone.secret.keys()
         assert all(torch.equal(key.secret[name], alone.secret[name]) for name in alone.secret)

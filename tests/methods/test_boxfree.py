@@ -28,7 +28,7 @@ def method(*more: str) -> boxfree.Boxfree:
 
 
 def key_of(m: boxfree.Boxfree, seed: int = 0) -> Key:
-    return m.keygen(nn.Identity(), np.random.default_rng(seed))
+    return m.keygen(nn.Identity(), np.random.default_rng(seed), None)
 
 
 def maps_of(message: torch.Tensor, count: int = 5, side: int = 32, contrast: float = 0.4) -> torch.Tensor:

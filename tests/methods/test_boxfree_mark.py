@@ -86,14 +86,14 @@ def test_what_the_extractor_learns_does_not_depend_on_the_message(marked):
     made = []
     for message in (torch.zeros(16, dtype=torch.bool), torch.ones(16, dtype=torch.bool)):
         model = stages.load_weights(stages.skeleton(x), stages.host(x).path)
-        key = replace(x.method.keygen(model, np.random.default_rng(0)), message=message)
+        key = replace(x.method.keygen(model, np.random.default_rng(0), x.task), message=message)
         fit = stages.owner_fit(x)
         quick = replace(x.method, epochs=2, adversarial=True, surrogate_epochs=1, tune_epochs=1)
         model = quick.embed(model, key, x.task.view("owner"), fit)
         made.append(({k: v for k, v in model.state_dict().items() if not k.endswith(".mark")}, key.secret))
     for one, two in zip(*made, strict=True):
         assert all(torch.equal(one[name], two[name]) for name in one)
-    start = x.method.keygen(model, np.random.default_rng(0)).secret
+    start = x.method.keygen(model, np.random.default_rng(0), x.task).secret
     assert not all(torch.equal(start[name], made[0][1][name]) for name in start)
 
 

@@ -278,7 +278,7 @@ def test_the_search_for_a_permutation_does_not_help_a_random_key(marked):
     attacked, draws = scrambled(model, 4), np.random.default_rng(5)
     rates = []
     for _ in range(300):
-        wrong = x.method.keygen(model, draws)
+        wrong = x.method.keygen(model, draws, x.task)
         rates.append(metrics.ber(x.method.extract(attacked, wrong, x.task), wrong.message))
     n = key.n_bits
     assert np.mean(rates) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(300 * n))
@@ -288,7 +288,7 @@ def test_the_search_for_a_permutation_does_not_help_a_random_key(marked):
 def test_commitment_pins_assignment_and_signs(marked):
     x, model, _ = marked("frequency")
     method = replace(x.method, binding="hash")
-    key = method.keygen(model, np.random.default_rng(0))
+    key = method.keygen(model, np.random.default_rng(0), None)
     assert method.accepts(key)
     for change in (
         {"signs": -key.secret["signs"]},
@@ -356,6 +356,6 @@ def test_a_module_that_is_no_number_is_no_evidence(marked):
 def test_every_family_offers_a_place(results, name):
     x = run.prepare(config("method=frequency", "attack=none", f"model={name}", "device=cpu", f"results_dir={results}"))
     model = stages.skeleton(x).eval()
-    key = x.method.keygen(model, np.random.default_rng(0))
+    key = x.method.keygen(model, np.random.default_rng(0), x.task)
     written = x.method.embed(model, key, x.task.view("owner"), stages.owner_fit(x).using(epochs=0))
     assert metrics.ber(x.method.extract(written, key, x.task), key.message) == 0

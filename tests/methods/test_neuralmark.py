@@ -26,7 +26,7 @@ def test_neuralmark_message_is_the_hash_of_the_matrix():
 def test_neuralmark_published_length_arithmetic():
     # METHODS: 589,824 weights, n = 256: each round keeps ones/n of the length cut to a multiple of n.
     key = replace(NEURALMARK, n_bits=256, k=512, rounds=4, layer="*").keygen(
-        nn.ModuleDict({"stage": nn.Conv2d(256, 256, 3), "head": nn.Linear(2, 2)}), rng()
+        nn.ModuleDict({"stage": nn.Conv2d(256, 256, 3), "head": nn.Linear(2, 2)}), rng(), None
     )
     ones, size = int(key.message.sum()), 589_824
     for _ in range(4):
@@ -35,7 +35,7 @@ def test_neuralmark_published_length_arithmetic():
 
 
 def test_neuralmark_logits_are_the_papers_also_in_channels_last():
-    model, key = net(), NEURALMARK.keygen(net(), rng())
+    model, key = net(), NEURALMARK.keygen(net(), rng(), None)
     w = model["stage2"].weight.detach().numpy()
     expected = reference_logits(w, key.secret["matrix"].numpy(), key.message.numpy(), 16, 2)
     np.testing.assert_allclose(NEURALMARK.logits(model, key).detach().numpy(), expected, rtol=1e-4, atol=1e-6)
@@ -49,7 +49,7 @@ def test_neuralmark_logits_are_the_papers_also_in_channels_last():
 
 
 def test_neuralmark_gradient_is_that_of_the_plain_formula():
-    key = NEURALMARK.keygen(net(), rng())
+    key = NEURALMARK.keygen(net(), rng(), None)
     w1, w2 = (net()["stage2"].weight.detach().clone().requires_grad_() for _ in range(2))
     truth = key.message.float()
     bce = nn.functional.binary_cross_entropy_with_logits
@@ -78,21 +78,21 @@ def test_two_keys_share_few_filtered_weights(rounds):
 
 def test_neuralmark_refuses_a_small_layer_with_the_arithmetic():
     with pytest.raises(ConfigError, match=r"needs 16,384 weights \(k=512 x 2\^4 filter rounds x 2\).*carries 3,456"):
-        replace(NEURALMARK, n_bits=256, k=512, rounds=4).keygen(net(), rng())
+        replace(NEURALMARK, n_bits=256, k=512, rounds=4).keygen(net(), rng(), None)
 
 
 def test_neuralmark_without_filter_or_pool():
     plain = replace(NEURALMARK, rounds=0, pool=False)
-    model, key = net(), plain.keygen(net(), rng())
+    model, key = net(), plain.keygen(net(), rng(), None)
     z = model["stage2"].weight.detach().reshape(-1)[:16]
     torch.testing.assert_close(plain.logits(model, key), z @ key.secret["matrix"])
 
 
 def test_neuralmark_verification_recomputes_the_message():
-    key = NEURALMARK.keygen(net(), rng())
+    key = NEURALMARK.keygen(net(), rng(), None)
     assert NEURALMARK.accepts(key)
     matrix = key.secret["matrix"].clone()
     matrix[0, 0] = torch.nextafter(matrix[0, 0], torch.tensor(9.0))  # one unit in the last place is enough
     assert not NEURALMARK.accepts(replace(key, secret={"matrix": matrix}))
     free = replace(NEURALMARK, binding=False)
-    assert free.accepts(free.keygen(net(), rng()))
+    assert free.accepts(free.keygen(net(), rng(), None))

@@ -22,7 +22,7 @@ def test_random_keys_match_half_of_a_hosts_bits(method):
     model, draws = net(), rng(7)
     rates = [
         1 - metrics.ber(method.extract(model, key, None), key.message)
-        for key in (method.keygen(model, draws) for _ in range(400))
+        for key in (method.keygen(model, draws, None) for _ in range(400))
     ]
     assert np.mean(rates) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(400 * 32))
     assert np.std(rates) == pytest.approx(0.5 / np.sqrt(32), rel=0.2)
@@ -33,15 +33,15 @@ def test_keys_come_from_their_generator_alone(method):
     model = net()
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002 (the global generator is the point)
-    first = method.keygen(model, rng(5))
+    first = method.keygen(model, rng(5), None)
     torch.manual_seed(2)
     np.random.seed(2)  # noqa: NPY002
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    second = method.keygen(model, rng(5))
+    second = method.keygen(model, rng(5), None)
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert same_key(first, second)
-    assert not same_key(first, method.keygen(model, rng(6)))
+    assert not same_key(first, method.keygen(model, rng(6), None))
 
 
 def same_key(a: Key, b: Key) -> bool:
@@ -53,7 +53,7 @@ def same_key(a: Key, b: Key) -> bool:
 def test_the_penalty_follows_the_weight(method):
     # The trap of public code: a tensor averaged once at construction, whose gradient never changes.
     model = net()
-    key = method.keygen(model, rng())
+    key = method.keygen(model, rng(), None)
     read = method.reader(key, torch.device("cpu"))
     w = model["stage2"].weight
     before = read(w).detach().clone()
@@ -65,7 +65,7 @@ def test_the_penalty_follows_the_weight(method):
 @pytest.mark.parametrize("method", [UCHIDA, NEURALMARK])
 def test_extraction_draws_nothing_and_keeps_no_gradient(method):
     model = net()
-    key = method.keygen(model, rng())
+    key = method.keygen(model, rng(), None)
     torch.manual_seed(0)
     state = torch.get_rng_state()
     soft = method.extract(model, key, None)
@@ -103,7 +103,7 @@ def build(folder: Path, name: str, *more: str):
     """A method of conf/ with a few bits, an untrained network, and a key for it."""
     x = run.prepare(tiny(folder, name, "none", "method.n_bits=16", *more))
     model = x.method.extend(x.task.build(x.model, 0), x.task, 0).eval()
-    return x.method, model, x.method.keygen(model, rng())
+    return x.method, model, x.method.keygen(model, rng(), x.task)
 
 
 READ = [

@@ -15,7 +15,7 @@ from tests.helpers import UCHIDA, net, rng
 
 
 def test_uchida_logits_are_the_papers():
-    model, key = net(), UCHIDA.keygen(net(), rng())
+    model, key = net(), UCHIDA.keygen(net(), rng(), None)
     w = model["stage2"].weight.detach().numpy()
     by_hand = np.array([sum(x[i] * w[:, c, r, s].mean() for i, (c, r, s) in enumerate(np.ndindex(16, 3, 3)))
                         for x in key.secret["projection"].numpy()])  # fmt: skip
@@ -25,7 +25,7 @@ def test_uchida_logits_are_the_papers():
 
 @pytest.mark.parametrize("projection", ["direct", "diff"])
 def test_uchida_sparse_projections(projection):
-    x = replace(UCHIDA, projection=projection).keygen(net(), rng()).secret["projection"]
+    x = replace(UCHIDA, projection=projection).keygen(net(), rng(), None).secret["projection"]
     assert (x == 1).sum(1).eq(1).all()
     assert (x == -1).sum(1).eq(1 if projection == "diff" else 0).all()
     assert (x != 0).sum(0).max() == 1  # distinct columns
@@ -33,15 +33,15 @@ def test_uchida_sparse_projections(projection):
 
 def test_uchida_capacity_is_said():
     with pytest.raises(ConfigError, match=r"needs 200 .* carries 144"):
-        replace(UCHIDA, n_bits=200).keygen(net(), rng())
+        replace(UCHIDA, n_bits=200).keygen(net(), rng(), None)
     with pytest.raises(ConfigError, match=r"needs 160 .* carries 144"):
-        replace(UCHIDA, n_bits=80, projection="diff").keygen(net(), rng())
-    assert replace(UCHIDA, n_bits=144, projection="direct").keygen(net(), rng()).n_bits == 144
+        replace(UCHIDA, n_bits=80, projection="diff").keygen(net(), rng(), None)
+    assert replace(UCHIDA, n_bits=144, projection="direct").keygen(net(), rng(), None).n_bits == 144
 
 
 def test_uchida_binding_ties_projection_to_message():
     method = replace(UCHIDA, binding="hash")
-    key = method.keygen(net(), rng())
+    key = method.keygen(net(), rng(), None)
     assert method.accepts(key)
     other = key.message.clone()
     other[0] = ~other[0]

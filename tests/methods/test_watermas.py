@@ -122,7 +122,7 @@ def ratio(x, results) -> float:
     key, model = load_key(entry.path / "key.safetensors"), stages.load_weights(stages.skeleton(x), entry.path)
     draw = np.random.default_rng(3)
     out = []
-    for positions in (key, x.method.keygen(model, draw)):
+    for positions in (key, x.method.keygen(model, draw, x.task)):
         marks = Marks.of(model, positions, 1e-9, torch.device("cpu"))
         size = Marks.of(model, key, 1e-9, torch.device("cpu"))
         changed = {}
@@ -158,7 +158,7 @@ def test_dropout_does_not_pass_for_sharpness(results):
     # With marks that are left as they are, both passes must give the same outputs, dropout and all.
     x = run.prepare(tiny(results, "watermas", "none", "+model.kwargs.drop_rate=0.5", "method.every=1"))
     model = stages.skeleton(x).train()
-    key = x.method.keygen(model, np.random.default_rng(0))
+    key = x.method.keygen(model, np.random.default_rng(0), x.task)
     marks = Marks.of(model, key, 1.0, torch.device("cpu"))
     still = Marks({name: (w, 0 * v, 0 * s) for name, (w, v, s) in marks.layers.items()})
     seen = []
@@ -221,7 +221,7 @@ def test_bound_messages_and_positions_are_the_commitments_alone(number, n):
 def test_commitment_pins_message_positions_and_layers(marked):
     x, model, _ = marked("watermas")
     method = replace(x.method, binding="hash")
-    key = method.keygen(model, np.random.default_rng(0))
+    key = method.keygen(model, np.random.default_rng(0), None)
     assert method.accepts(key)
     assert 0.2 < key.message.float().mean() < 0.8
     for change in (
@@ -252,7 +252,7 @@ def test_what_cannot_be_is_said(results):
             spec.build(config("method=watermas", f"method.{word}").method, "method")
     x = run.prepare(tiny(results, "watermas", "none", "method.n_bits=10000000"))
     with pytest.raises(ConfigError, match=r"weights for method\.n_bits=10000000"):
-        x.method.keygen(stages.fresh(x), np.random.default_rng(0))
+        x.method.keygen(stages.fresh(x), np.random.default_rng(0), x.task)
     x = run.prepare(tiny(results, "watermas", "none", "method.layer=layr4*"))
     with pytest.raises(ConfigError, match="matches no convolution"):
-        x.method.keygen(stages.fresh(x), np.random.default_rng(0))
+        x.method.keygen(stages.fresh(x), np.random.default_rng(0), x.task)

@@ -96,7 +96,7 @@ class Third(Method):
     """Writes bits into the signs of the first weights."""
     n_bits: int
 
-    def keygen(self, host, rng):
+    def keygen(self, host, rng, task):
         name = choose(host, None, torch.Tensor.numel, self.n_bits, "weights")
         return Key(torch.from_numpy(rng.integers(0, 2, self.n_bits).astype(bool)), {}, (name,))
 

@@ -36,7 +36,7 @@ def marking(folder: Path, method: str, *more: str):
     """A method with a few bits, an untrained network and a key for it."""
     x = run.prepare(tiny(folder, method, "none", "method.n_bits=16", *more))
     model = vary(x.method.extend(x.task.build(x.model, 0), x.task, 0).eval())
-    return x.method, model, x.method.keygen(model, np.random.default_rng(0)), x.task.example()
+    return x.method, model, x.method.keygen(model, np.random.default_rng(0), x.task), x.task.example()
 
 
 def small(seed: int, width: int = 64, middle: int = 64) -> nn.Module:
@@ -128,7 +128,7 @@ def test_signs_of_rows_before_a_batch_normalisation():
             norm.running_mean.mul_(signs)
             norm.weight.mul_(signs)
         assert torch.allclose(suspect(INPUTS), net(INPUTS), atol=1e-4)
-    key = UCHIDA.keygen(net, np.random.default_rng(0))
+    key = UCHIDA.keygen(net, np.random.default_rng(0), None)
     for hidden in ({}, UCHIDA.unread(net, key)):
         found = align.aligned(align.prepared(net, hidden, INPUTS), suspect)
         assert found.flipped > 20
@@ -138,7 +138,7 @@ def test_signs_of_rows_before_a_batch_normalisation():
 def test_noise_and_pruning_on_top_do_not_hide_the_order():
     net = small(0)
     suspect, draws = permuted(net, 1), torch.Generator().manual_seed(0)
-    key = NEURALMARK.keygen(net, np.random.default_rng(0))
+    key = NEURALMARK.keygen(net, np.random.default_rng(0), None)
     with torch.no_grad():
         for w in weights.weights(suspect).values():
             w.add_(0.25 * w.std() * torch.randn(w.shape, generator=draws))
@@ -176,7 +176,7 @@ def test_the_order_does_not_depend_on_what_is_read(method):
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(exact(p))
-    key = method.keygen(net, np.random.default_rng(0))
+    key = method.keygen(net, np.random.default_rng(0), None)
     other = noisy(net, method, key)
     assert metrics.ber(method.extract(other, key, None), method.extract(net, key, None) > 0.5) > 0.2
     suspects = [permuted(net, 4), small(1)]
@@ -202,7 +202,7 @@ def strangers() -> list[nn.Module]:
 def marked(method, seed: int) -> tuple[nn.Module, object]:
     """A network with a strong mark: by the least change that makes each bit's logit four times what it is by chance."""
     net = small(seed)
-    key = method.keygen(net, np.random.default_rng(seed))
+    key = method.keygen(net, np.random.default_rng(seed), None)
     weight = net.get_parameter(key.where[0])
     y = method.logits(net, key)
     slopes = torch.stack([torch.autograd.grad(bit, weight, retain_graph=True)[0].flatten() for bit in y])
@@ -261,7 +261,7 @@ def widened(net: nn.Module, kind: str, count: int = 8) -> nn.Module:
 @pytest.mark.parametrize("scale", [1, 4])
 def test_units_that_were_added_are_merged(kind, scale):
     net = small(0)
-    key = NEURALMARK.keygen(net, np.random.default_rng(0))
+    key = NEURALMARK.keygen(net, np.random.default_rng(0), None)
     reference = align.prepared(net, NEURALMARK.unread(net, key), INPUTS)
     suspect = permuted(widened(net, kind), scale)
     assert torch.allclose(suspect(INPUTS), net(INPUTS), atol=1e-4)
