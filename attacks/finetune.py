@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from bench import spec
+from bench import metrics, spec
 from bench.errors import ConfigError, among, within
 from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
@@ -91,6 +91,7 @@ class Finetune(TunedAttack):
         for epoch in loop.epochs(model, task, **self.schedule(self.epochs - first)):
             yield first + epoch
             reached = task.utility(model, "validation")
-            best, since = max(best, reached), 0 if reached > best else since + 1
+            risen = metrics.lost(best, reached, task.utility_name) < 0
+            best, since = (reached, 0) if risen else (best, since + 1)
             if since == self.patience:
                 return

@@ -167,11 +167,24 @@ def tails(tests: Any, committed: Any) -> int:
     return 1 if missing(tests) else int(tests) // (2 if not missing(committed) and bool(committed) else 1)
 
 
+FALLING = ("bits/byte",)  # utilities of which less is better; of all others, more
+
+
+def falls(utility_name: Any) -> bool:
+    """Whether less of a utility is better, by its name (perhaps with another data set's: top1@cifar100)."""
+    return str(utility_name).split("@")[0] in FALLING
+
+
+def lost(before: Any, after: Any, utility_name: Any) -> Any:
+    """How much worse a utility became, signed: before - after where more is better, after - before where less is."""
+    return after - before if falls(utility_name) else before - after
+
+
 def damage(row: Mapping[str, Any]) -> float | None:
-    """victim - suspect, in utility points, signed; None where the attacker changed the task."""
+    """How much worse the suspect is than the victim (`lost`), signed; None where the attacker changed the task."""
     if missing(row["utility"]) or missing(row["utility_victim"]):
         return None
-    return float(row["utility_victim"]) - float(row["utility"])
+    return lost(float(row["utility_victim"]), float(row["utility"]), row.get("utility_name"))
 
 
 def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:

@@ -194,7 +194,8 @@ class Task:
         raise NotImplementedError
 
     def utility(self, model: nn.Module, split: str = "test") -> float:
-        """What a network is worth on a split, in the unit of `utility_name`; more is better. The judge's alone."""
+        """What a network is worth on a split, in the unit of `utility_name`; more is better, but for those of
+        metrics.FALLING. The judge's alone."""
         raise NotImplementedError
 
     def build(self, model: Any, seed: int) -> nn.Module:

@@ -103,9 +103,10 @@ def resists_where_other_falls(runs: list[Run], axis: str, resists: Any, falls: A
 
 
 def not_hurt(runs: list[Run], most: float) -> Finding:
-    """Fidelity, host - victim with the same seed, is at most `most` points: t interval over seeds."""
-    lost = {run.unit: run.victim.utility_host - run.victim.utility_victim for run in runs}
-    mean, low, high = interval(lost.values())
+    """Fidelity, what a victim lost of its seed's host's utility, is at most `most` points: t interval over seeds."""
+    victims = {run.unit: run.victim for run in runs}
+    worse = [metrics.lost(v.utility_host, v.utility_victim, v.utility_name) for v in victims.values()]
+    mean, low, high = interval(worse)
     verdict = HELD if high <= most else FAILED if low > most else OPEN
     hosts = np.mean([run.victim.utility_host for run in runs])
     text = f"{mean:+.2f} points lost ({low:+.2f} to {high:+.2f}) of {hosts:.2f}, at most {most:g} asked"

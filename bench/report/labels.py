@@ -20,6 +20,7 @@ NUMBERS += ["ber_aligned", "log10_p_aligned", "tests"]
 # What a verdict is made of (bench.metrics).
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
 JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned", "auc_low", "committed"]
+JUDGED += ["utility_name"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
 NODES = ("", "cache.", "logger.", "task.max_damage.")
 VALUES = re.compile(
@@ -144,7 +145,8 @@ def variants(runs: list[dict]) -> pd.DataFrame:
         readings.append(metrics.reading(row))
         evidence.append(metrics.evidence(row))
     df["damage"] = pd.to_numeric(pd.Series(damages, dtype=object))
-    df["fidelity"] = df["utility_host"] - df["utility_victim"]
+    sign = np.where(df["utility_name"].map(metrics.falls), -1.0, 1.0)
+    df["fidelity"] = sign * (df["utility_host"] - df["utility_victim"])
     df["verdict"] = verdicts
     df["needs"] = np.repeat(np.array([_needs(run["config"]["attack"]) for run in runs], dtype=object), counts)
     df["reading"] = pd.to_numeric(pd.Series([error for error, _ in readings], dtype=object))
@@ -152,7 +154,7 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     df["evidence"] = pd.to_numeric(pd.Series(evidence, dtype=object))
     before = df["knob"].eq("none") & df["status"].eq("ok")
     own = df["run_id"].map(df[before].drop_duplicates("run_id").set_index("run_id")["utility_validation"])
-    df["weighed"] = (own - df["utility_validation"]).where(df["damage"].notna())
+    df["weighed"] = (sign * (own - df["utility_validation"])).where(df["damage"].notna())
     # One control that detects is enough, and the host's row is the one that everybody looks at.
     alarmed = df["run_id"].isin(df.loc[df["verdict"] == "FALSE ALARM", "run_id"])
     df.loc[alarmed & (df["knob"] == "host"), "verdict"] = "FALSE ALARM"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CELL = ["method", "attack", "method_label", "attack_label", "model", "data"]
 BEFORE = ("host", "none")  # knobs of the rows that precede every attack
-UNITS = {"psnr": ("dB", 2), "ssim": ("SSIM", 3)}
+UNITS = {"psnr": ("dB", 2), "ssim": ("SSIM", 3), "bits/byte": ("bits/byte", 3)}
 
 
 def axis(knob: str) -> str:

@@ -156,8 +156,9 @@ def _levels(start: pd.DataFrame, looks: dict[str, Look], task: set[str]) -> tupl
     for p in start[start["utility_name"].isin(task)].dropna(subset=["utility", "utility_host"]).itertuples():
         utility.append(Level(p.utility_host, "host", dash="-"))
         if p.method != "none":
-            text = f"victim - {p.max_damage:g} {unit(p.utility_name)[0]}"
-            utility.append(Level(p.utility - p.max_damage, text, looks[p.method_label].colour))
+            sign, worse = ("+", p.max_damage) if metrics.falls(p.utility_name) else ("-", -p.max_damage)
+            text = f"victim {sign} {p.max_damage:g} {unit(p.utility_name)[0]}"
+            utility.append(Level(p.utility + worse, text, looks[p.method_label].colour))
     return [*dict.fromkeys(error)], [*dict.fromkeys(utility)]
 
 
@@ -322,7 +323,7 @@ def _barred(
 
 
 def fidelity(content: Content) -> Chart | None:
-    """host - victim of every method, before any attack: what embedding cost, with t intervals."""
+    """What embedding cost every method, before any attack: fidelity, with t intervals."""
     p = content.start[(content.start["method"] != "none") & (content.start["knob"] == "none")]
     p = p.dropna(subset=["fidelity"])
     if p.empty:
@@ -336,7 +337,8 @@ def fidelity(content: Content) -> Chart | None:
     ends = [0.0, *(p["mean"] - p["half"].fillna(0)), *(p["mean"] + p["half"].fillna(0))]
     room = max(ends) - min(ends) or 1.0
     units = " or ".join(dict.fromkeys(unit(name)[0] for name in p["utility_name"]))
-    x = Axis(f"fidelity: host − victim, {units}", (min(ends) - 0.1 * room, max(ends) + 0.35 * room))
+    said = "victim − host" if all(map(metrics.falls, p["utility_name"])) else "host − victim"
+    x = Axis(f"fidelity: {said}, {units}", (min(ends) - 0.1 * room, max(ends) + 0.35 * room))
     return _barred(("fidelity", "fidelity"), p, [*dict.fromkeys(name)], x, {}, math.inf)
 
 
