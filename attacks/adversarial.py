@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.errors import ConfigError, within
+from bench.errors import within
 from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
 RANGE = 255.0  # of a pixel
@@ -26,14 +26,12 @@ class Adversarial(TunedAttack):
     needs_data = True
 
     eps: list[float] = within(0.0, 1.0)
-    step: float
+    step: float = within(0, ends="(]")
     iterations: int = within(1)
     epochs: int = within(1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step <= 0:
-            raise ConfigError(f"attack.step={self.step}: must be above 0")
 
     def skip(self, victim: Victim) -> str | None:
         return None if victim.task.gives == "classes" else "the victim names no class that an input could be moved from"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks._students import StudentAttack
 from bench import spec
-from bench.errors import ConfigError
+from bench.errors import within
 from bench.types import Fit, Snapshot, Task, Victim
 
 
@@ -24,13 +24,8 @@ class Distill(StudentAttack):
 
     needs = ("outputs",)
 
-    temperature: float = spec.later(1.0)
-    alpha: float = spec.later(1.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0 or not 0 <= self.alpha <= 1:
-            raise ConfigError("attack: temperature must be above 0, alpha from 0 to 1")
+    temperature: float = spec.later(1.0, check=within(0, ends="(]"))
+    alpha: float = spec.later(1.0, check=within(0, 1))
 
     def fits(self, task: Task) -> None:
         if self.temperature != 1 and task.gives != "classes":

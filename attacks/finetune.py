@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench import metrics, spec
 from bench.errors import ConfigError, among, within
+from bench.models.heads import same
 from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
 
@@ -32,17 +33,10 @@ class Finetune(TunedAttack):
     mode: str = among("ftal", "ftll", "rtal", "rtll", "smooth", "regularise")
     epochs: int = within(1)
     transfer: Any
-    smoothing: float = spec.later(0.3)
-    decay: float = spec.later(0.1)
-    decay_epochs: int = spec.later(5)
-    patience: int = spec.later(5)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.smoothing < 1 or self.decay < 0 or self.decay_epochs < 0 or self.patience < 1:
-            raise ConfigError(
-                "attack: smoothing must be in (0, 1), decay and decay_epochs at least 0, patience at least 1"
-            )
+    smoothing: float = spec.later(0.3, check=within(0, 1, ends="()"))
+    decay: float = spec.later(0.1, check=within(0))
+    decay_epochs: int = spec.later(5, check=within(0))
+    patience: int = spec.later(5, check=within(1))
 
     def fits(self, task: Task) -> None:
         if self.mode == "smooth":
@@ -75,7 +69,7 @@ class Finetune(TunedAttack):
             yield from self._regularised(model, task, fit)
             return
         task = task.smoothed(self.smoothing) if self.mode == "smooth" else task
-        only = [task.head(model)] if self.mode.endswith("ll") else None
+        only = same(model, task.head(model)) if self.mode.endswith("ll") else None
         yield from fit.epochs(model, task, only=only, **self.schedule(self.epochs))
 
     def _regularised(self, model: nn.Module, task: Task, fit: Fit) -> Iterator[int]:

@@ -42,7 +42,7 @@ class Forge(Attack):
     needs = ("weights", "method", "layer")
 
     steps: list[int] = within(1, 10**6)
-    lr: float
+    lr: float = within(0, ends="(]")
     draws: int = within(1)
     tries: list[int] = within(1, 10**9)
     grind: list[int] = spec.later([], check=within(1, 10**9, empty=True))

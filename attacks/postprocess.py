@@ -10,6 +10,7 @@ import numpy as np
 
 from attacks._outputs import Changed, OutputAttack
 from bench.data import changes
+from bench.errors import within
 from bench.types import Fit, Snapshot, Victim
 
 
@@ -18,12 +19,12 @@ class Postprocess(OutputAttack):
     """Each kind of bench.data.changes at its strengths: JPEG's quality, standard deviations of noise (of 255) and blur
     (pixels), a factor of each side, pixels, and grey levels added. No training, no data."""
 
-    jpeg: list[float]
-    noise: list[float]
-    blur: list[float]
-    resize: list[float]
-    shift: list[float]
-    brightness: list[float]
+    jpeg: list[float] = within(-255, 255, empty=True)
+    noise: list[float] = within(-255, 255, empty=True)
+    blur: list[float] = within(-255, 255, empty=True)
+    resize: list[float] = within(-255, 255, empty=True)
+    shift: list[float] = within(-255, 255, empty=True)
+    brightness: list[float] = within(-255, 255, empty=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,7 @@ class Quantize(Attack):
                         model.get_parameter(name).copy_(quantized(w, bits, granularity == "channel"))
                 yield Snapshot(f"bits/{granularity}", bits, model)
         if self.dynamic:
-            yield _dynamic_int8(victim.model)
+            yield _dynamic_int8(victim.model, victim.task.example(2).cpu())
 
 
 def quantized(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
@@ -51,7 +51,7 @@ def quantized(weight: Tensor, bits: int, per_channel: bool) -> Tensor:
     return (weight / scale).round().clamp(-q, q) * scale
 
 
-def _dynamic_int8(model: nn.Module) -> Snapshot:
+def _dynamic_int8(model: nn.Module, inputs: Tensor) -> Snapshot:
     knob = "bits/dynamic-int8"
     if not any(type(m) is nn.Linear for m in model.modules()):
         return Snapshot(knob, 8, model, skipped="no linear layer to quantise dynamically")
@@ -63,4 +63,10 @@ def _dynamic_int8(model: nn.Module) -> Snapshot:
             small = quantize_dynamic(copy.deepcopy(model).cpu(), {nn.Linear}, dtype=torch.qint8)
         except (ImportError, RuntimeError, NotImplementedError) as error:
             return Snapshot(knob, 8, model, skipped=f"torch's dynamic int8 is not available here: {error}")
+        try:
+            with torch.no_grad():
+                small(inputs)
+        except (TypeError, AttributeError, RuntimeError) as error:
+            said = str(error).split("\n")[0]
+            return Snapshot(knob, 8, model, skipped=f"the network uses a linear layer's weight by itself: {said}")
     return Snapshot(knob, 8, small)

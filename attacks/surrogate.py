@@ -46,11 +46,11 @@ class Surrogate(TunedAttack):
     surrogates: list[str]
     students: dict[str, Any]
     epochs: int = within(1)
-    weight: float
+    weight: float = within(0)
     vgg: str | None = spec.file()
     augment: str = among("none", "flip", "crop")
     before: str
-    strength: float
+    strength: float = within(-255, 255)
     clean: list[str]
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import field, fields
 from pathlib import Path
@@ -42,16 +43,50 @@ def choice(name: str, value: Any, valid: Iterable[str]) -> None:
         raise ConfigError(f"{name}={value}: not known; {near(str(value), valid)}")
 
 
+SEEDS = (-(2**63), 2**63 - 1)
+MOST = 10**9  # of a number without an upper bound of its own: nothing here counts further, and memory ends earlier
+
+
 def at_least(name: str, value: float, bound: float) -> None:
     """Raises ConfigError for a number below its bound."""
-    if value < bound:
-        raise ConfigError(f"{name}={value}: must be at least {bound}")
+    bounded(name, value, bound)
 
 
-def within(low: float, high: float | None = None, empty: bool = False) -> Any:
-    """A dataclass field (`epochs: int = within(1)`) for a number of at least `low` and at most `high`, or for a list of
-    strengths, which must be distinct, and one at least unless it may be `empty`."""
-    return field(metadata={"within": (low, high), "empty": empty})
+def finite(name: str, value: float) -> None:
+    """Raises ConfigError for nan and infinity, which no comparison with a bound finds."""
+    if not math.isfinite(value):
+        raise ConfigError(f"{name}={value}: must be a finite number")
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers of a field's value, those in its lists and dictionaries too."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def bounded(name: str, value: float, low: float, high: float | None = None, ends: str = "[]") -> None:
+    """Raises ConfigError for a number that is not finite, below `low` or above `high` (None: MOST), or at an end that
+    `ends` leaves open, as intervals are written: "(]"."""
+    top = MOST if high is None else high
+    finite(name, value)
+    inside = (low < value if ends[0] == "(" else low <= value) and (value < top if ends[1] == ")" else value <= top)
+    if inside:
+        return
+    if high is None:
+        below = f"above {low}" if ends[0] == "(" else f"at least {low}"
+        raise ConfigError(f"{name}={value}: must be {below if value <= low else f'at most {MOST:,}'}")
+    span = f"from {low} to {high}" if ends == "[]" else f"in {ends[0]}{low}, {high}{ends[1]}"
+    raise ConfigError(f"{name}={value}: must be {span}")
+
+
+def within(low: float, high: float | None = None, empty: bool = False, ends: str = "[]", repeated: bool = False) -> Any:
+    """A dataclass field (`epochs: int = within(1)`) for a number of at least `low` and at most `high` (None: MOST), or
+    for a list of strengths, which must be distinct unless they may be `repeated`, and one at least unless it may be
+    `empty`. ends: see `bounded`."""
+    return field(metadata={"within": (low, high, ends), "empty": empty, "repeated": repeated})
 
 
 def among(*valid: str) -> Any:
@@ -65,7 +100,7 @@ def checked(config: Any, group: str) -> None:
     None is always allowed. For `__post_init__`; `group` is what errors call the configuration, `attack` say.
     """
     for f in fields(config):
-        name, value = f"{group}.{f.name}", getattr(config, f.name)
+        name, value = f"{group}.{f.name}".lstrip("."), getattr(config, f.name)
         items = value if isinstance(value, list) else [value]
         if value is None or (not items and f.metadata.get("empty")):
             continue
@@ -73,13 +108,13 @@ def checked(config: Any, group: str) -> None:
             choice(name, item, f.metadata["among"])
         if "file" in f.metadata and not Path(value).is_file():
             raise ConfigError(f"{name}={value}: no such file")
+        for number in _numbers(value):
+            finite(name, number)
         if "within" not in f.metadata:
             continue
-        low, high = f.metadata["within"]
-        if isinstance(value, list):
-            if not items or len(set(items)) != len(items) or min(items) < low or max(items) > high:
-                raise ConfigError(f"{name}={value}: needs distinct values from {low} to {high}, at least one")
-        elif high is None:
-            at_least(name, value, low)
-        elif not low <= value <= high:
-            raise ConfigError(f"{name}={value}: must be from {low} to {high}")
+        distinct = f.metadata.get("repeated") or len({*items}) == len(items)
+        if isinstance(value, list) and not (items and distinct):
+            low, high, _ = f.metadata["within"]
+            raise ConfigError(f"{name}={value}: needs distinct values from {low} to {high or MOST}, at least one")
+        for item in items:
+            bounded(name, item, *f.metadata["within"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bench import machine, metrics, precision, spec
-from bench.errors import ConfigError, among, checked
+from bench.errors import SEEDS, ConfigError, among, checked, within
 from bench.loggers import Log, Logger
 from bench.models.base import Network
 from bench.progress import Progress, Say, silent, unseen
@@ -33,30 +34,29 @@ class Verify:
     align: `committed`, a suspect that does not verify has its channels put back by the copy that the owner committed
     together with the key (bench.models.align), and is read again; `none`."""
 
-    alpha: float
-    max_damage: float | None
-    keys: int
-    claim: float | None = spec.later(None)
+    alpha: float = within(0, 1, ends="()")
+    max_damage: float | None = within(0)
+    keys: int = within(0, 10**6)
+    claim: float | None = spec.later(None, check=within(0, 1, ends="()"))
     align: str = spec.later("none", check=among("none", "committed"))
 
     def __post_init__(self) -> None:
         checked(self, "verify")
-        if not 0 < self.alpha < 1 or (self.max_damage or 0) < 0 or self.keys < 0:
-            raise ConfigError("verify: alpha must be in (0, 1), max_damage and keys at least 0")
-        if self.claim is not None and not 0 < self.claim < 1:
-            raise ConfigError("verify.claim must be in (0, 1)")
 
 
 @dataclass(frozen=True)
 class Options:
     """The options that belong to no group: see conf/config.yaml."""
 
-    seed: int
+    seed: int = within(*SEEDS)
     device: str
-    threads: int | None
+    threads: int | None = within(1, 4 * (os.cpu_count() or 1))
     results_dir: str
     force: bool
     debug: bool
+
+    def __post_init__(self) -> None:
+        checked(self, "")
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,8 @@ def prepare(
     groups = ("method", "attack", "model", "data", "train", "verify", "cache", "logger")
     node = {name: spec.build(cfg.get(name), name) for name in groups}
     task = spec.build(cfg.task, "task")
+    if note := node["model"].note():
+        say(note)
     device = machine.pick_device(options.device)
     machine.deterministic(options.threads)
     opened, other = task.open(node["data"], node["cache"], device, say), None

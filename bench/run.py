@@ -27,7 +27,7 @@ from bench.experiment import Experiment, prepare
 from bench.gallery import Gallery
 from bench.judge import Judge
 from bench.progress import Progress, Say, silent, unseen
-from bench.store.runfile import write_run
+from bench.store.runfile import BrokenRun, write_run
 from bench.store.runs import read_run
 from bench.train import Fit
 from bench.types import Attack, Row, Snapshot
@@ -211,8 +211,9 @@ def finished(x: Experiment) -> Made | None:
     except FileNotFoundError:
         return None
     except (UserError, TypeError) as error:
-        if isinstance(error, UserError) and not x.path.exists():
-            raise  # the parquet of all compacted runs is broken: that is not mended by running them all again
+        if isinstance(error, UserError) and not (isinstance(error, BrokenRun) and x.path.exists()):
+            # A file that may be whole must not be written over, nor a broken parquet be mended by running all again.
+            raise
         x.say(f"{error}; running it again")
         return None
     return made if made.rows and not any(row.status == "failed" for row in made.rows) else None

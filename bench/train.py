@@ -38,30 +38,26 @@ class Train:
     """
 
     optimizer: str = among("sgd", "adamw")
-    lr: float
-    momentum: float
+    lr: float = within(0, ends="(]")
+    momentum: float = within(0, 1, ends="[)")
     nesterov: bool
-    weight_decay: float
-    batch_size: int = within(2)
+    weight_decay: float = within(0)
+    batch_size: int = within(2, 10**6)
     epochs: int = within(0)
     schedule: str = among("constant", "cosine", "linear", "step")
-    warmup: float
-    milestones: list[float]
-    gamma: float
+    warmup: float = within(0, 1, ends="[)")
+    milestones: list[float] = within(0, 1, empty=True)
+    gamma: float = within(0)
     precision: str = among("auto", "float32", "bfloat16")
     compile: bool
-    label_smoothing: float = spec.later(0.0)
-    bias_rate: float = spec.later(1.0)
+    label_smoothing: float = spec.later(0.0, check=within(0, 1, ends="[)"))
+    bias_rate: float = spec.later(1.0, check=within(0, ends="(]"))
     # Enters the address of marks that it makes, not of hosts.
     finetune: dict[str, Any] | None = spec.later(None, hashed=False)
-    checkpoint: float | None = spec.later(None, hashed=False)
+    checkpoint: float | None = spec.later(None, hashed=False, check=within(0))
 
     def __post_init__(self) -> None:
         checked(self, "train")
-        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
-            raise UserError("train: lr must be above 0, weight_decay at least 0, warmup in [0, 1)", 2)
-        if self.bias_rate <= 0 or not 0 <= self.label_smoothing < 1 or (self.checkpoint or 0) < 0:
-            raise UserError("train: bias_rate must be above 0, label_smoothing in [0, 1), checkpoint at least 0", 2)
         self.tuned()
 
     def tuned(self) -> Train:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bench import metrics
-from bench.errors import ConfigError, among, checked
+from bench.errors import SEEDS, ConfigError, among, checked, within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -340,7 +340,7 @@ class Attack:
     needs: ClassVar[tuple[str, ...]] = ("weights",)
     needs_data: ClassVar[bool] = False
     goal: str = among("removal", "overwrite", "forge", "secrecy")
-    seed: int
+    seed: int = within(*SEEDS)
     knows: list[str] = among("weights", "outputs", "labels", "method", "layer", "key", "host")
     data: str = among("none", "attacker")
 
@@ -373,13 +373,8 @@ class TunedAttack(Attack):
     """An attack that trains: optimizer (sgd, adamw), its rate and weight decay."""
 
     optimizer: str = among("sgd", "adamw")
-    lr: float
-    weight_decay: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lr <= 0 or self.weight_decay < 0:
-            raise ConfigError("attack: lr must be above 0, weight_decay at least 0")
+    lr: float = within(0, ends="(]")
+    weight_decay: float = within(0)
 
     @property
     def tuning(self) -> dict[str, Any]:

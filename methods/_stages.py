@@ -25,16 +25,16 @@ VISIBLE = 12.0  # grey levels by which a square is lighter or darker before trai
 class Recipe:
     """How a mark in pictures is trained: epochs, rates and weights of the stages; see Boxfree."""
 
-    fidelity: float
-    target: float
-    gan: float
+    fidelity: float = within(0)
+    target: float = within(0, ends="(]")
+    gan: float = within(0)
     epochs: int = within(1)
-    lr: float
+    lr: float = within(0, ends="(]")
     surrogate: Any
     surrogates: int = within(1)
     surrogate_epochs: int = within(1)
     tune_epochs: int = within(1)
-    tune_lr: float
+    tune_lr: float = within(0, ends="(]")
     absorb_epochs: int = within(1)
 
 

@@ -73,7 +73,7 @@ class Boxfree(Recipe, Method):
     n_bits: int = within(1)
     payload: str = among("bits", "image")
     logo: str | None = spec.file()
-    presence: float
+    presence: float = within(0, 0.5, ends="[)")
     absorbed: bool
     adversarial: bool
     width: int = within(1)
@@ -85,10 +85,6 @@ class Boxfree(Recipe, Method):
         super().__post_init__()
         if math.isqrt(self.n_bits) ** 2 != self.n_bits:
             raise ConfigError(f"method.n_bits={self.n_bits}: bits fill a square grid: 16, 25, 36, 49, 64, ...")
-        if self.target <= 0:
-            raise ConfigError(f"method.target={self.target:g}: dB above 0 that marked pictures keep; 100: no bound")
-        if min(self.fidelity, self.gan) < 0 or min(self.lr, self.tune_lr) <= 0 or not 0 <= self.presence < 0.5:
-            raise ConfigError("method: fidelity and gan at least 0, lr and tune_lr above 0, presence in [0, 0.5)")
         if not isinstance(self.surrogate, dict):
             raise ConfigError(f"method.surrogate takes a model: model@method.surrogate={self.surrogate}")
 

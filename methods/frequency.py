@@ -51,7 +51,7 @@ class Frequency(Regulariser):
     """
 
     module: bool
-    kernel: int
+    kernel: int = within(3, 99)
     radius: int = within(0)
     stage: str | None
     match: bool

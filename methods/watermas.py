@@ -50,20 +50,15 @@ class Watermas(Method):
     signs = True
 
     n_bits: int = within(1)
-    amplitude: float
-    sharpness: float
-    margin: float
+    amplitude: float = within(0, ends="(]")
+    sharpness: float = within(0)
+    margin: float = within(0, ends="(]")
     every: int = within(1)
     binding: str = among("none", "hash")
     situation: str = among("scratch", "finetune")
     layer: str | None
 
     version = 2  # 2: no two magnitudes alike
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.amplitude <= 0 or self.sharpness < 0 or self.margin <= 0:
-            raise ConfigError("method: amplitude and margin must be above 0, sharpness at least 0")
 
     @property
     def from_scratch(self) -> bool:

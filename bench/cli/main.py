@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def main(cfg: DictConfig) -> str:
     from bench.run import job
 
     hydra = HydraConfig.get()
+    if hydra.job.chdir:
+        os.chdir(hydra.runtime.cwd)  # results_dir and data.path are those of where the command was given
     sweep = hydra.mode == RunMode.MULTIRUN
     title = " ".join(hydra.overrides.task)
     place = ""

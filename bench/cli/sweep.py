@@ -47,6 +47,8 @@ class Sweep(Callback):
     """Before a multirun, the number and order of its jobs; at its end, one line of what became of them, exit status 1
     if any failed."""
 
+    jobs = 0  # how many there are to be, where that is known
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Tell the jobs how many they are, and let the attack vary slowest in a parallel sweep: jobs that start
         together then need different marks, where one attack after another on the same mark would all wait for
@@ -56,25 +58,29 @@ class Sweep(Callback):
             return
         # As the sweeper joins them; a key keeps its first place, and its last value wins.
         words = [*(f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()), *hydra.overrides.task]
+        self.jobs = count(words)
         with read_write(hydra), open_dict(hydra):
-            hydra.overrides.hydra.append(f"+hydra.job.env_set.{JOBS}={count(words)}")
+            hydra.overrides.hydra.append(f"+hydra.job.env_set.{JOBS}={self.jobs}")
             if not one_by_one(hydra):
                 words.sort(key=lambda word: not re.match(r"[+~]*([\w/]+@)?attack\b", word))
                 hydra.sweeper.params, hydra.overrides.task = {}, words
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        files = sorted(folder.glob("job-*.json"), key=lambda p: int(p.stem.split("-")[1]))
+        # Below it: hydra.sweep.subdir may give each job a folder of its own.
+        files = sorted(folder.rglob("job-*.json"), key=lambda p: int(p.stem.split("-")[1]))
         jobs = [json.loads(p.read_text()) for p in files]
         ended = {s: sum(j["status"] == s for j in jobs) for s in ("done", "cached", "skipped", "failed")}
         print("\n" + ", ".join(f"{status} {n}" for status, n in ended.items()), flush=True)
         for note in jobs:
             if note["status"] in ("skipped", "failed"):
                 print(f"  {note['status']}: {note['job']}: {note['message']}", flush=True)
+        if lost := max(0, self.jobs - len(jobs)):
+            print(f"  no word of {lost} of {self.jobs} jobs: they were killed, or left it outside {folder}", flush=True)
         # One file for the record instead of one per job.
         (folder / "jobs.json").write_text(json.dumps(jobs, indent=1) + "\n")
         for path in files:
             with contextlib.suppress(OSError):
                 path.unlink()
-        if ended["failed"]:
+        if ended["failed"] or lost:
             sys.exit(1)

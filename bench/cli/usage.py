@@ -6,6 +6,7 @@ import atexit
 import fnmatch
 import gc
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,12 +86,17 @@ def problem(argv: list[str]) -> str:
         try:
             parsed += OverridesParser.create().parse_overrides([word])
         except HydraException as error:
-            return f"cannot read {word}: {_one_line(error)} (in a shell, quote brackets and braces)"
+            key, equals, value = word.partition("=")
+            quoted = shlex.quote(f'{key}="{value}"') if equals and '"' not in value and "'" not in value else ""
+            hint = f"text with = , brackets, blanks or odd letters: {quoted}" if quoted else "quote brackets and braces"
+            return f"cannot read {word}: {_one_line(error)} (in a shell, {hint})"
     # An experiment may be a sweep by itself.
     if not {"-m", "--multirun"} & set(flags) and not any(o.key_or_group == "experiment" for o in parsed):
         swept = [o for o in parsed if o.is_sweep_override()]
         if swept:
-            return f"{swept[0].input_line}: several values are a sweep: add -m"
+            key, _, value = swept[0].input_line.partition("=")
+            one = shlex.quote(f'{key}="{value}"')
+            return f"{swept[0].input_line}: several values are a sweep: add -m (one value with a comma: {one})"
     try:
         values = {o.input_line: each_word(o) for o in parsed}
     except HydraException:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from bench.errors import ConfigError, UserError
 
+# Pillow has readers that start other programs (EPS): those of IMAGE_FILES, whatever a file is called.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+
 
 def parquet_schema(file: Path) -> Any:
     """A parquet file's schema. Raises UserError for a file that is none."""
@@ -40,11 +43,30 @@ def parquet_table(files: list[Path], columns: list[str]) -> Any:
 def parquet_images(files: list[Path], column: Any) -> tuple[list[Callable[[], bytes]], list[str]]:
     """A column's encoded images, and what each is called in an error."""
     raw = [cell["bytes"] if isinstance(cell, dict) else cell for cell in column.to_pylist()]
+    if None in raw:
+        at = f"{files[0].parent}, row {raw.index(None)}"
+        raise UserError(f"{at} holds no bytes of an image (a path, or nothing): write the images into the parquet")
     return [lambda b=b: b for b in raw], [f"{files[0].parent}, row {i}" for i in range(len(raw))]
 
 
+def _rgb(image: Any) -> Any:
+    """A picture of 8 bits a channel. ValueError for numbers whose range nobody knows."""
+    from PIL import Image
+
+    # Older versions of Pillow call grey PNGs of 16 bits I.
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+        wide = np.asarray(image).astype(np.float64)
+        return Image.fromarray((wide / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "of 32 bits" if image.mode == "I" else "floating-point"
+        raise ValueError(f"its pixels are {kind} numbers, of an unknown range; save it with 8 bits")
+    return image.convert("RGB")
+
+
 def read_all(reads: list[Callable[[], bytes]], names: list[str], size: int | None) -> list[np.ndarray]:
-    """Encoded images to uint8 [H, W, 3]: RGB; with `size`, shorter side resized, then cropped centrally.
+    """Encoded images to uint8 [H, W, 3]: RGB; with `size`, shorter side resized, then cropped centrally. They are
+    turned as their EXIF says; grey of 16 bits is scaled to 8; what shines through a transparent one is its own colour;
+    of several frames the first counts.
 
     Raises UserError for one that cannot be read.
     """
@@ -53,9 +75,9 @@ def read_all(reads: list[Callable[[], bytes]], names: list[str], size: int | Non
     def one(item: tuple[Callable[[], bytes], str]) -> np.ndarray:
         read, name = item
         try:
-            image = Image.open(io.BytesIO(read())).convert("RGB")
+            image = _rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(read()), formats=FORMATS)))
         except Exception as error:
-            raise UserError(f"{name} is not a readable image: {error}") from error
+            raise UserError(f"{name} is not a readable image: {' '.join(str(error).split())}") from error
         if size is not None and image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         return np.asarray(image)

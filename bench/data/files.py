@@ -15,9 +15,35 @@ from torch import Tensor
 
 from bench.data.decoding import decode_all, parquet_images, parquet_schema, parquet_table, read_all
 from bench.data.source import Data, Decoded, apart, existing, hold_out, stamp
-from bench.errors import ConfigError, UserError, near
+from bench.errors import ConfigError, UserError, near, within
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+# What file managers, notebooks and archives leave in folders: no class, no picture.
+LEFT = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+
+
+def _odd(name: str) -> bool:
+    return name.startswith(".") or name in LEFT
+
+
+def _below(path: Path, root: Path) -> bool:
+    """Whether a folder that is left out lies between."""
+    return any(map(_odd, path.relative_to(root).parts[:-1]))
+
+
+def _image(path: Path) -> bool:
+    """Whether it is a picture by its name, and a regular file: a pipe would be waited for."""
+    return path.suffix.lower() in IMAGE_FILES and path.is_file()
+
+
+def _images(root: Path) -> list[Path]:
+    return [p for p in sorted(root.rglob("*")) if not (_odd(p.name) or _below(p, root)) and _image(p)]
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not _odd(p.name))
 
 
 @dataclass(frozen=True)
@@ -25,21 +51,34 @@ class ImageFolder(Data):
     """Class folders: path/{train,test|val|validation}/<class>/* or path/<class>/* with `test` of them held out."""
 
     path: str
-    test: float
+    test: float = within(0, 1, ends="()")
 
-    def _roots(self) -> tuple[Path, Path | None]:
+    def _roots(self, labelled: bool = True) -> tuple[Path, Path | None]:
+        """Those of training and test images. A folder `train` of class folders is a split; one of images is, where
+        there are labels, a class of that name."""
         root = existing(self.path, "data.path")
-        if not (root / "train").is_dir():
+        if not (root / "train").is_dir() or (labelled and not _folders(root / "train")):
             return root, None
         tests = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
         return root / "train", (tests[0] if tests else None)
 
     def _files(self, root: Path) -> tuple[list[Path], list[str]]:
-        classes = sorted(p.name for p in root.iterdir() if p.is_dir())
-        files = [p for c in classes for p in sorted((root / c).rglob("*")) if p.suffix.lower() in IMAGE_FILES]
-        if len(classes) < 2 or not files:
-            raise ConfigError(f"{root} holds no class folders with images ({', '.join(IMAGE_FILES)})")
-        return files, classes
+        """Images, and the classes that their folders name."""
+        found = {p.name: _images(p) for p in _folders(root)}
+        if len(found) < 2 or not any(found.values()):
+            has = f"; one class, {next(iter(found))!r}, is no choice" if len(found) == 1 else ""
+            raise ConfigError(f"{root} holds no class folders with images ({', '.join(IMAGE_FILES)}){has}")
+        if empty := [name for name, files in found.items() if not files]:
+            raise ConfigError(f"{root / empty[0]} holds no images ({', '.join(IMAGE_FILES)}): remove the folder")
+        return [p for files in found.values() for p in files], [*found]
+
+    def ignored(self) -> list[Path]:
+        root = existing(self.path, "data.path")
+        return [
+            p
+            for p in sorted(root.rglob("*"))
+            if not _below(p, root) and (_odd(p.name) or not (p.is_dir() or _image(p)))
+        ]
 
     def source(self) -> dict[str, Any]:
         files = [p for root in self._roots() if root for p in self._files(root)[0]]
@@ -63,11 +102,8 @@ class ImageFolder(Data):
 
     def _picture_files(self) -> tuple[list[Path], list[Path] | None]:
         """Files in any folders below the roots; None where no folder of test pictures is."""
-        train_root, test_root = self._roots()
-        found = [
-            sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_FILES) if root else None
-            for root in (train_root, test_root)
-        ]
+        train_root, test_root = self._roots(labelled=False)
+        found = [_images(root) if root else None for root in (train_root, test_root)]
         if not found[0] or found[1] == []:
             raise ConfigError(f"{test_root if found[0] else train_root} holds no images ({', '.join(IMAGE_FILES)})")
         return found[0], found[1]
@@ -133,8 +169,7 @@ class Parquet(Data):
         return found
 
     def _image_column(self, schema: Any) -> str:
-        structs = [f.name for f in schema if str(f.type).startswith(("struct<bytes", "binary"))]
-        return self._pick(schema, "image_column", structs)
+        return self._pick(schema, "image_column", [f.name for f in schema if _encoded(f.type)])
 
     def decode(self) -> Decoded:
         def part(files: list[Path]) -> tuple[Tensor, list]:
@@ -146,7 +181,7 @@ class Parquet(Data):
         image = self._image_column(schema)
         label = self._pick(schema, "label_column", ["label", "labels", "fine_label", "target", "class"])
         images, values = part(train_files)
-        classes = _class_names(schema, label) or list(map(str, sorted(set(values))))
+        classes = _class_names(schema, label) or _values(values)
         index = _label_index(values, classes, label)
         if not test_files:
             return hold_out(images, index(values), classes, 0.2)
@@ -167,6 +202,16 @@ class Parquet(Data):
         return apart(train, 0.2) if test is None else (train, test)
 
 
+def _encoded(kind: Any) -> bool:
+    """Whether a column's type is that of encoded images: bytes of any length, or a struct that has some as `bytes`."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        at = kind.get_field_index("bytes")
+        return at >= 0 and _encoded(kind.field(at).type)
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
 def _class_names(schema: Any, label: str) -> list[str] | None:
     """ClassLabel names that Hugging Face's datasets writes into the schema's metadata."""
     try:
@@ -176,8 +221,19 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
         return None
 
 
+def _values(labels: list) -> list[str]:
+    """The labels that there are, in order; what is none of them is for `_label_index` to refuse."""
+    return list(map(str, sorted({v for v in labels if isinstance(v, (int, str))}, key=lambda v: (str(type(v)), v))))
+
+
 def _label_index(values: list, classes: list[str], label: str) -> Callable[[list], Tensor]:
     """Labels to int64: as they are where they already index the names, else by name."""
+    strange = next((v for v in values if v is None or isinstance(v, (list, dict))), 0)
+    if strange != 0:
+        what = "nothing" if strange is None else "several values"
+        raise UserError(f"column {label!r} holds {what} in row {values.index(strange)}: a label an image")
+    if len({*values}) < 2:
+        raise ConfigError(f"column {label!r} holds one class alone, {values[0]!r}: whatever a network says is right")
     indexing = all(isinstance(v, int) for v in values) and min(values) >= 0 and max(values) < len(classes)
     place: dict[Any, int] = {i if indexing else name: i for i, name in enumerate(classes)}
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.data.source import Data, shuffled
+from bench.data.source import Data, shuffled, told
 from bench.progress import Say, silent
 from bench.store.cache import Cache, Entry, cached
 
@@ -58,7 +58,8 @@ def open_images(data: Data, cache: str | Path | Cache, say: Say = silent) -> Ima
 
     entry = cached(cache, "data", data.source(), build, say)
     if entry.built:
-        say(f"data: decoded {entry['train']:,} + {entry['test']:,} images of {data.name}")
+        counts = f"{entry['train']:,} + {entry['test']:,} images of {len(entry['classes'])} classes"
+        say(f"data: decoded {counts}, {data.name}{told(data.ignored())}")
     return Images(data, entry)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.data.images import on_device
 from bench.data.pixels import jpeg
-from bench.data.source import Data
+from bench.data.source import Data, told
 from bench.progress import Say
 from bench.store.cache import Cache, Entry, cached
 
@@ -60,7 +60,7 @@ def open_pictures(data: Data, cache: Cache, say: Say) -> Entry:
 
     entry = cached(cache, "pictures", data.picture_source(), build, say)
     if entry.built:
-        say(f"data: decoded {entry['train']:,} + {entry['test']:,} pictures of {data.name}")
+        say(f"data: decoded {entry['train']:,} + {entry['test']:,} pictures of {data.name}{told(data.ignored())}")
     return entry
 
 

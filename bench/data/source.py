@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.errors import ConfigError, checked, within
+from bench.errors import SEEDS, ConfigError, checked, within
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Data:
     """
 
     label: str | None
-    image_size: int | None = within(8)
+    image_size: int | None = within(8, 4096)
     crop: int = within(0)
     flip: bool
-    validation: float
-    attacker: float
-    split_seed: int
-    train_limit: int | None
-    test_limit: int | None
+    validation: float = within(0, 1, ends="[)")
+    attacker: float = within(0, 1, ends="[)")
+    split_seed: int = within(0, SEEDS[1])
+    train_limit: int | None = within(1)
+    test_limit: int | None = within(1)
 
     # Where the content lies and how it was read: told by its digest already.
     located: ClassVar[tuple[str, ...]] = (
@@ -55,9 +55,6 @@ class Data:
 
     def __post_init__(self) -> None:
         checked(self, "data")
-        for name in ("validation", "attacker"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"data.{name}={getattr(self, name)}: must be in [0, 1)")
 
     @property
     def name(self) -> str:
@@ -75,6 +72,10 @@ class Data:
     def decode(self) -> Decoded:
         raise NotImplementedError
 
+    def ignored(self) -> list[Path]:
+        """Files and folders that lie among the data and are no part of them."""
+        return []
+
     def picture_source(self) -> dict[str, Any]:
         """`source` of `pictures`."""
         return self.source()
@@ -86,6 +87,21 @@ class Data:
         """
         decoded = self.decode()
         return [*decoded.train.permute(0, 2, 3, 1).numpy()], [*decoded.test.permute(0, 2, 3, 1).numpy()]
+
+
+def told(ignored: list[Path]) -> str:
+    """What was ignored, for the end of a line: `; ignored: 3 files, 1 folder (.ipynb_checkpoints)`."""
+    if not ignored:
+        return ""
+    parts = []
+    for what, found in (
+        ("file", [p for p in ignored if not p.is_dir()]),
+        ("folder", [p for p in ignored if p.is_dir()]),
+    ):
+        if names := [*dict.fromkeys(p.name for p in found)]:
+            more = ", ..." if len(names) > 3 else ""
+            parts.append(f"{len(found):,} {what}{'s' * (len(found) > 1)} ({', '.join(names[:3])}{more})")
+    return f"; ignored: {', '.join(parts)}"
 
 
 def existing(path: str, key: str) -> Path:

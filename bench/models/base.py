@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench import spec
 from bench.errors import ConfigError, checked
 from bench.models import anatomy
-from bench.models.heads import head_name
+from bench.models.heads import head_name, same
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class Network:
     def identity(self) -> dict[str, Any]:
         """What a stage hash covers: the configuration, and the checkpoint by its content, not its place."""
         return {k: v for k, v in spec.identity(self, "model").items() if k not in ("class", "label")}
+
+    def note(self) -> str:
+        """What is to be said of a checkpoint that is taken otherwise than it is written."""
+        if not self.checkpoint:
+            return ""
+        with contextlib.suppress(SafetensorError, OSError), safe_open(self.checkpoint, "pt") as file:
+            if prefix := wrapper(list(file.keys())):
+                return f"model: {self.checkpoint}: {prefix} is left out of its tensors' names"
+        return ""
 
     def construct(self, io: Signature) -> nn.Module:
         """The network, initialised by torch's generator, for normalised images. ConfigError for unfit options."""
@@ -108,17 +118,33 @@ def _normalise(net: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return ((args[0].to(net.input_mean.dtype) - net.input_mean) / net.input_std, *args[1:])
 
 
+WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+
+
+def wrapper(names: Collection[str]) -> str:
+    """What all names of a file's tensors begin with because their network was wrapped: `module._orig_mod.`, say."""
+    found = ""
+    while part := next((p for p in WRAPPERS if names and all(k.startswith(found + p) for k in names)), ""):
+        found += part
+    return found
+
+
 def load(net: nn.Module, path: str, head: str) -> None:
-    """Weights from a safetensors file into `net`; the head may differ in size, nothing else may. Raises ConfigError."""
+    """Weights from a safetensors file into `net`; what wrapped the network when they were saved is left out of their
+    names, and heads may differ in size, nothing else may. Raises ConfigError."""
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"model.checkpoint={path} is no safetensors file: {error}") from error
     own = net.state_dict()
+    state = {k.removeprefix(wrapper(state)): v for k, v in state.items()}
     state = {k: v for k, v in state.items() if k in own or not k.startswith("input_")}
-    for key in (f"{head}.weight", f"{head}.bias"):
+    for key in (f"{name}.{part}" for name in same(net, head) for part in ("weight", "bias")):
         if key in state and key in own and state[key].shape != own[key].shape:
             state[key] = own[key]
+    # Of tensors that are one, files hold the first.
+    held = {(own[k].data_ptr(), own[k].shape): k for k in state if k in own}
+    state |= {k: state[held[at]] for k, v in own.items() if k not in state and (at := (v.data_ptr(), v.shape)) in held}
     wrong = [k for k in own if k not in state] + [k for k in state if k not in own]
     wrong += [k for k in own if k in state and own[k].shape != state[k].shape]
     if wrong:

@@ -29,13 +29,13 @@ class Cifarnet(Network):
 
     name = "cifarnet"
 
-    widths: list[int]
+    widths: list[int] = within(24, 65536, repeated=True)
     scale: float = within(0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.widths) != 3 or min(self.widths) < 24:
-            raise ConfigError(f"model.widths={self.widths}: three numbers of channels, each at least 24")
+        if len(self.widths) != 3:
+            raise ConfigError(f"model.widths={self.widths}: three numbers of channels")
 
     def construct(self, io: Signature) -> nn.Module:
         if io.patches is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bench.errors import ConfigError, among, near
+from bench.errors import ConfigError, among, near, within
 from bench.models.base import Network, Signature
 from bench.models.heads import HEADS
 
@@ -27,8 +27,8 @@ class Model(Network):
     source: str = among("timm", "torchvision")
     name: str
     stem: str = among("imagenet", "small", "mid")
-    patch_size: int | None
-    window_size: int | None
+    patch_size: int | None = within(1, 4096)
+    window_size: int | None = within(1, 4096)
     kwargs: dict[str, Any]
 
     def construct(self, io: Signature) -> nn.Module:
@@ -65,6 +65,16 @@ def _timm(model: Model, io: Signature) -> nn.Module:
     return timm.create_model(model.name, pretrained=False, **kwargs)
 
 
+def current(name: str) -> str:
+    """What timm calls a model now, by its present or a former name. Raises ConfigError for one that was removed."""
+    import timm
+
+    renamed = timm.models.get_deprecated_models()
+    if name in renamed and renamed[name] is None:
+        raise ConfigError(f"model.name={name}: timm has removed this model")
+    return renamed.get(name, name)
+
+
 def _mixer(name: str, usual: int, io: Signature, kwargs: dict[str, Any]) -> nn.Module:
     """An MLP-Mixer. timm's constructor fixes the patch: built for the number of patches, it is given smaller ones."""
     import timm
@@ -80,16 +90,17 @@ def _fit_image(model: Model, io: Signature) -> dict[str, Any]:
     """Image, patch and window size for the families that fix them; patches leave at least a 4 x 4 grid."""
     import timm
 
-    cfg = timm.models.get_pretrained_cfg(model.name)
+    name = current(model.name)
+    cfg = timm.models.get_pretrained_cfg(name)
     kwargs: dict[str, Any] = {}
     if cfg is not None and cfg.fixed_input_size:
         kwargs["img_size"] = io.image_size
-    patch = re.search(r"(?:patch|mixer_[sbl])(\d+)", model.name)
+    patch = re.search(r"(?:patch|mixer_[sbl])(\d+)", name)
     usual = int(patch.group(1)) if patch else 4
     size = model.patch_size or min(usual, max(2, io.image_size // 4))
     if model.patch_size or (patch and size != usual):
         kwargs["patch_size"] = size
-    window = re.search(r"window(\d+)", model.name)
+    window = re.search(r"window(\d+)", name)
     if model.window_size:
         kwargs["window_size"] = model.window_size
     elif window:

@@ -29,7 +29,7 @@ class Restorer(Network):
 
     name: str = among("unet", "dncnn", "resnet_ir")
     width: int = within(1)
-    depth: int
+    depth: int = within(1, 64)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,8 @@ def report(args: argparse.Namespace) -> bool:
 
         print(compact(runs))
         return True
-    content = assemble(selected(read_runs(runs), args.filters))
+    odd: list[str] = []
+    content = assemble(selected(read_runs(runs, odd), args.filters))
     claims, out = verdicts.read(Path(args.results) / "claims.json"), Path(args.out or args.results)
     texts = {f"{name}.csv": frame.to_csv(index=False) for name, frame in content.frames.items()}
     for name, part in content.parts.items():
@@ -45,7 +46,7 @@ def report(args: argparse.Namespace) -> bool:
     try:
         for name, text in texts.items():
             write_text(out / "tables" / name, text)
-        write_text(out / "report.html", page(content, runs, claims))
+        write_text(out / "report.html", page(content, runs, claims, len(odd)))
         figures = static.draw(content, out / "figures", formats)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
@@ -54,6 +55,9 @@ def report(args: argparse.Namespace) -> bool:
         for table in tables:
             show(table, shown)
         shown.print(f"{legend}\n")
+    if odd:
+        more = f"; and {len(odd) - 1:,} more" if len(odd) > 1 else ""
+        print(f"warning: left out: {odd[0]}{more}", file=sys.stderr)
     if alarm := "INVALID" in content.unsound.values():
         print("warning: INVALID: an unmarked host verifies under its owner's key, or random keys do", file=sys.stderr)
     for path in [*(out / "tables" / name for name in texts), out / "report.html", *figures]:

@@ -26,10 +26,12 @@ from bench import spec
 from bench.errors import UserError
 from bench.progress import Say, silent
 from bench.store import remote
-from bench.store.files import write_json
+from bench.store.files import DAY, as_json, write_json
 
 # Enters every address: raise it when training or data decoding would give other bytes for equal configuration.
 VERSION = 1
+META = {"identity": dict, "measured": dict, "seconds": float, "created_at": str, "sha256": dict}  # of meta.json
+SECRET = "key.safetensors"  # for its owner's eyes alone; all else is read by whoever may read the folder
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,37 @@ class Entry:
         return self.meta["measured"][name]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """meta.json of a published stage. Raises ValueError with the reason when the folder is not what it says."""
+def checksum(meta: dict[str, Any]) -> str:
+    """Of all that meta.json says beside it."""
+    return spec.digest({name: value for name, value in meta.items() if name != "check"}, 64)
+
+
+def _read(path: Path, address: str | None = None) -> dict[str, Any]:
+    """meta.json of a published stage. Raises ValueError with the reason when the folder is not what it says, or is not
+    that of an address <stage>/<digest> (None: the one its place says)."""
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        sums = meta["sha256"]
-        meta["measured"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        meta = json.loads((path / "meta.json").read_bytes())
+        types = {name: type(value) for name, value in meta.items() if name != "check"}
+    except PermissionError:
+        raise
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"meta.json: {type(error).__name__}") from error
-    for name, expected in sums.items():
-        file = path / name
-        if not file.is_file():
-            raise ValueError(f"{name} is missing")
-        if spec.sha256(file) != expected:
-            raise ValueError(f"{name}: checksum differs")
+    if types not in (META, META | {"seconds": int}):
+        raise ValueError("meta.json: other entries than it should have")
+    # Those of before there was a check have none, and nothing beside what META lists.
+    if "check" in meta and meta["check"] != checksum(meta):
+        raise ValueError("meta.json: checksum differs")
+    stage, _, name = (address or f"{path.parent.name}/{path.name}").rpartition("/")
+    if (meta["identity"].get("stage"), spec.digest(meta["identity"])) != (stage, name):
+        raise ValueError("meta.json: it is that of another entry")
+    held = {p.name for p in path.iterdir()} - {"meta.json"}
+    if odd := sorted(held ^ meta["sha256"].keys()):
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in meta['sha256'] else 'not one of its files'}")
+    for file, expected in meta["sha256"].items():
+        if (path / file).is_symlink() or not (path / file).is_file():
+            raise ValueError(f"{file} is no regular file")
+        if spec.sha256(path / file) != expected:
+            raise ValueError(f"{file}: checksum differs")
     return meta
 
 
@@ -89,6 +108,8 @@ def cached(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {path}; nothing was left half-written") from error
+        if isinstance(error, PermissionError) and error.filename and Path(error.filename).exists():
+            raise UserError(f"{error.filename} is another user's; set results_dir= or cache.root=") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}; set results_dir=") from error
         raise
@@ -119,7 +140,7 @@ def _here(
                 shutil.rmtree(path)
         if shared:
             with _aside(path) as aside:
-                if meta := shared.fetch(name, aside, _read, say):
+                if meta := shared.fetch(name, aside, lambda folder: _read(folder, name), say):
                     os.rename(aside, path)
                     return Entry(path, meta, built=False)
         return _publish(path, identity, build)
@@ -143,17 +164,36 @@ def _locked(path: Path, name: str, say: Say) -> Iterator[None]:
         yield
 
 
+def _swept(stage: Path) -> None:
+    """Remove what killed builds of other addresses left aside, after a day: nobody may ever build those again."""
+    for left in stage.glob(".*.tmp"):
+        lock = FileLock(stage / f"{left.name.rsplit('.', 2)[0].removeprefix('.')}.lock")
+        with contextlib.suppress(OSError, Timeout):
+            if time.time() - left.stat().st_mtime > DAY:
+                with lock.acquire(timeout=0):  # one that is held is being built
+                    shutil.rmtree(left, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     # We hold the lock: whatever lies aside under this address was left by a process that was killed.
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
+    _swept(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.mkdir()
     try:
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _readable(folder: Path) -> None:
+    """Modes as the umask has them, which safetensors does not ask: others may read a cache that is shared."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        file.chmod(0o600 if file.name == SECRET else 0o666 & ~umask)
 
 
 def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]) -> Entry:
@@ -167,7 +207,10 @@ def _publish(path: Path, identity: dict, build: Callable[[Path], dict[str, Any]]
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "sha256": {p.name: spec.sha256(p) for p in sorted(aside.iterdir())},
         }
+        meta = json.loads(as_json(meta))
+        meta["check"] = checksum(meta)
         write_json(aside / "meta.json", meta)
+        _readable(aside)
         os.rename(aside, path)
         shutil.rmtree(partial(aside), ignore_errors=True)
         return Entry(path, meta, built=True)

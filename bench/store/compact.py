@@ -157,7 +157,8 @@ def _write(path: Path, tables: list[pa.Table]) -> None:
     schema = pa.unify_schemas([table.schema for table in tables])
     with published(path) as aside:
         # Statistics of the file names alone: they find one run; those of 40 columns would be the larger part of it.
-        with pq.ParquetWriter(aside, schema, compression="zstd", write_statistics=["file"]) as writer:
+        how = {"compression": "zstd", "write_statistics": ["file"], "write_page_checksum": True}
+        with pq.ParquetWriter(aside, schema, **how) as writer:
             for table in tables:
                 writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
         if pq.read_metadata(aside).num_rows != sum(table.num_rows for table in tables):

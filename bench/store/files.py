@@ -6,12 +6,16 @@ import contextlib
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
+
+DAY = 24 * 3600
 
 
 @contextlib.contextmanager
@@ -21,11 +25,21 @@ def published(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        _swept(path.parent)
         yield aside
         os.replace(aside, path)
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1024)
+def _swept(folder: Path) -> None:
+    """Once in a process, remove what killed writers left in a folder a day ago or before."""
+    for left in folder.glob(".*.????????.tmp"):
+        with contextlib.suppress(OSError):
+            if left.is_file() and time.time() - left.stat().st_mtime > DAY:
+                left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,7 +53,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Publish JSON; a number that is not finite is null. Raises UserError where it cannot be written."""
-    write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    write_text(path, as_json(content))
+
+
+def as_json(content: Any) -> str:
+    return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

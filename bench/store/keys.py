@@ -17,6 +17,17 @@ def save_key(key: Key, path: Path, method: str, version: int) -> None:
     tensors = {name: x.detach().cpu().contiguous() for name, x in key.secret.items()}
     tensors["message"] = key.message.cpu().to(torch.uint8)
     save_file(tensors, path, {"method": method, "where": json.dumps(list(key.where)), "version": str(version)})
+    _sort(path)
+
+
+def _sort(path: Path) -> None:
+    """Put the names in a file's header in order. safetensors writes metadata as its hash table has them: the same key
+    would have other bytes each time."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
 
 
 def load_key(path: Path) -> Key:

@@ -65,6 +65,11 @@ def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
         yield last, run
 
 
+def opened(path: Path) -> pq.ParquetFile:
+    """A parquet whose pages are compared with their checksums: the files that it replaced are gone."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     try:
@@ -79,7 +84,7 @@ def reading(path: Path) -> Iterator[None]:
 def read(path: Path, below: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """(file, run) of one parquet, in the order of paths; `below` a folder ("uchida/") only. Raises UserError."""
     with reading(path):
-        table = pq.ParquetFile(path).read()
+        table = opened(path).read()
         if below:
             if "whole" not in table.column_names:
                 return  # somebody else's file in a folder further up
@@ -92,7 +97,7 @@ def columns(path: Path) -> dict[str, list]:
     out: dict[str, list] = {name: [] for name in COLUMNS}
     with reading(path):
         needed = [*ROW_FIELDS, "whole", "controls", "config.attack", "config.verify"]
-        for part in _columns(pq.ParquetFile(path).read(columns=needed)):
+        for part in _columns(opened(path).read(columns=needed)):
             for i, names in enumerate(part["whole"]):
                 for name in names.split() if names else ():
                     part[name][i] = int(part[name][i])
@@ -108,7 +113,7 @@ def columns(path: Path) -> dict[str, list]:
 
 def find(path: Path, name: str) -> dict[str, Any] | None:
     """The run whose file had this name, or None. Reads the statistics and one or two row groups. Raises UserError."""
-    with reading(path), pq.ParquetFile(path) as file:
+    with reading(path), opened(path) as file:
         at = file.schema_arrow.get_field_index("file")
         ranges = [file.metadata.row_group(i).column(at).statistics for i in range(file.num_row_groups)]
         groups = [i for i, s in enumerate(ranges) if s is None or s.min <= name <= s.max]

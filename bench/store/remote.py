@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +21,11 @@ from urllib.parse import urlsplit
 
 from bench.errors import ConfigError
 from bench.progress import Say
+from bench.store.files import published
 
 README = "watermark-bench.txt"
+META_MOST = 2**20  # bytes of a meta.json
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # of a stage's file
 ABOUT = b"Stages shared by `python -m bench cache.url=...`: each folder is complete once it holds meta.json.\n"
 
 
@@ -48,7 +53,7 @@ def connect(url: str) -> Remote:
         raise ConfigError(f"cache.url={url} needs a driver: {error}{extra}") from error
     except Exception as error:  # every driver has errors of its own
         raise ConfigError(f"cache.url={url} cannot be used ({_reason(error)})") from error
-    return Remote(url, files, path.rstrip("/"), set())
+    return Remote(url, files, path.rstrip("/"), set(), local)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Remote:
     files: Any
     path: str
     known: set[str]
+    local: bool = False
 
     def fetch(
         self, name: str, folder: Path, check: Callable[[Path], dict[str, Any]], say: Say
@@ -71,15 +77,16 @@ class Remote:
         there = f"{self.path}/{name}"
         try:
             try:
-                meta = self.files.cat_file(f"{there}/meta.json")
+                meta = self._regular(f"{there}/meta.json", META_MOST) and self.files.cat_file(f"{there}/meta.json")
             except FileNotFoundError:
                 if self.files.exists(there):
                     say(f"cache: {name} in {self.url} is half uploaded; making it here")
                 return None
             try:
                 for file in json.loads(meta)["sha256"]:
-                    if Path(file).name != file:
-                        raise ValueError(f"{file!r} is no file name")
+                    if not NAME.fullmatch(file):
+                        raise ValueError(f"{file!r} is no name of a stage's file")
+                    self._regular(f"{there}/{file}", shutil.disk_usage(folder).free)
                     self.files.get_file(f"{there}/{file}", str(folder / file))
                 (folder / "meta.json").write_bytes(meta)
                 found = check(folder)
@@ -96,6 +103,27 @@ class Remote:
         say(f"cache: {name} comes from {self.url}")
         return found
 
+    def _regular(self, path: str, most: int) -> bool:
+        """True. Raises FileNotFoundError, and ValueError for a link, pipe or device, or more bytes than `most`: whoever
+        may write there must not make this machine wait or fill its disk."""
+        about = self.files.info(path)
+        if about.get("islink") or about["type"] != "file":
+            raise ValueError(f"{Path(path).name} is no regular file")
+        if (about.get("size") or 0) > most:
+            raise ValueError(f"{Path(path).name} has {about['size']:,} bytes")
+        return True
+
+    def _put(self, file: Path, path: str) -> None:
+        """Upload whole or not at all. In a folder a file takes the place of another only by being renamed, so that a
+        link that lies there is replaced, not followed; an object store writes whole objects."""
+        if not self.local:
+            self.files.put_file(str(file), path)
+            return
+        if link := next((p for p in list(Path(path).parents)[:2] if p.is_symlink()), None):
+            raise ValueError(f"{link} is a link")
+        with published(Path(path)) as aside:
+            self.files.put_file(str(file), str(aside))
+
     def offer(self, name: str, folder: Path, say: Say) -> None:
         """Upload an intact local entry unless it is there, meta.json last; a failure is a warning line."""
         if name in self.known:
@@ -105,7 +133,7 @@ class Remote:
             if not self.files.exists(f"{there}/meta.json"):
                 names = sorted(p.name for p in folder.iterdir() if p.name != "meta.json")
                 for file in [*names, "meta.json"]:
-                    self.files.put_file(str(folder / file), f"{there}/{file}")
+                    self._put(folder / file, f"{there}/{file}")
         except Exception as error:
             say(f"warning: {name} was not uploaded to {self.url} ({_reason(error)}); it is kept here")
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -43,21 +43,80 @@ def write_run(
 
 
 def read_loose(path: str | Path) -> dict[str, Any]:
-    """One run file as it lies there. Raises FileNotFoundError, and UserError for anything that is no run file."""
+    """One run file as it lies there. Raises FileNotFoundError, UserError for one that cannot be read, and its subclass
+    BrokenRun for anything that is no run file."""
     try:
         with open(path, "rb") as file:
-            run = json.loads(file.read())
-        run["config"].keys(), run["env"]
+            content = file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read now ({error.strerror}); it may be whole") from error
+    try:
+        run = BEFORE | json.loads(content, parse_constant=_constant)
         for row in run["rows"]:
             if missing := FIELDS - row.keys():
                 raise KeyError(", ".join(sorted(missing)))
             if not LATER.keys() <= row.keys():
                 row.update({name: row.get(name) for name in LATER})
-        return BEFORE | run
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a run file ({type(error).__name__}: {error}); delete it") from error
+        _check(run)
+        return run
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise BrokenRun(f"{path} is not a run file ({type(error).__name__}: {said}); delete it") from error
+
+
+class BrokenRun(UserError):
+    """A file that was read and is no run file."""
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+TYPES = [{"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}[f.type.split()[0]] for f in fields(Row)]
+TYPES = [(*kinds, type(None)) if "None" in f.type else kinds for kinds, f in zip(TYPES, fields(Row), strict=True)]
+SHARES = [ROW_FIELDS.index(name) for name in ("ber", "claim_ber", "ber_aligned", "auc", "auc_low", "auc_high")]
+LOGS = [ROW_FIELDS.index(name) for name in ("log10_p", "claim_log10_p", "log10_p_aligned")]
+STATES = ("ok", "skipped", "failed")
+NODES = {"method": ("_target_",), "attack": ("goal",), "verify": ("alpha", "max_damage")}  # what is read of them
+_known: set[tuple[type, ...]] = set()  # kinds of rows that fit: of millions there are a few
+
+
+def _check(run: dict[str, Any]) -> None:
+    """Raises ValueError for what no run of ours writes: everything that reads runs relies on what is looked at here."""
+    blocks = {"config": dict, "env": dict, "rows": list}
+    for name, kind in blocks.items():
+        if not isinstance(run[name], kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    for name, kind in (("command", list), ("controls", dict), ("outputs", list)):
+        if not isinstance(run.get(name), (kind, type(None))):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    for name, keys in NODES.items():
+        node = run["config"].get(name)
+        if not isinstance(node, dict) or any(key not in node for key in keys):
+            raise ValueError(f"config.{name} lacks {', '.join(keys)}")
+    for value in (run["config"]["verify"]["alpha"], run["config"]["verify"]["max_damage"]):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"config.verify: {value!r} is no number")
+    for name in CONTROLS if run["controls"] else ():
+        if type(run["controls"].get(name)) not in (int, type(None)):
+            raise ValueError(f"controls.{name} is no whole number")
+    for row in run["rows"]:
+        values = VALUES(row)
+        if (kinds := tuple(map(type, values))) not in _known:
+            for name, kind, allowed in zip(ROW_FIELDS, kinds, TYPES, strict=True):
+                if kind not in allowed:
+                    raise ValueError(f"{name} is a {kind.__name__}")
+            _known.add(kinds)
+        for at in SHARES:
+            if values[at] is not None and not 0 <= values[at] <= 1:
+                raise ValueError(f"{ROW_FIELDS[at]} is {values[at]}")
+        for at in LOGS:
+            if values[at] is not None and values[at] > 0:
+                raise ValueError(f"{ROW_FIELDS[at]} is {values[at]}")
+        if row["status"] not in STATES:
+            raise ValueError(f"status is {row['status']!r}")
 
 
 def records(run: dict[str, Any]) -> list[tuple]:

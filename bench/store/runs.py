@@ -71,11 +71,22 @@ def no_runs(path: str | Path) -> UserError:
     return UserError(f"no run files below {path}; make some: python -m bench method=neuralmark attack=prune")
 
 
-def _runs(path: Path) -> Iterator[dict[str, Any]]:
-    """Runs below a folder in the order of their paths, each once: a file counts before a compacted run."""
+def _runs(path: Path, odd: list[str] | None) -> Iterator[dict[str, Any]]:
+    """Runs below a folder in the order of their paths, each once: a file counts before a compacted run. What is wrong
+    with files that are none goes into `odd`; None: raises UserError."""
     loose, gathered = listed(path)  # before the parquets are opened: see bench.store.compact
     share = _sharing()
-    sources = [((file, share(read_loose(file))) for file in loose)]
+
+    def each() -> Iterator[tuple[str, dict[str, Any]]]:
+        for file in loose:
+            try:
+                yield file, share(read_loose(file))
+            except UserError as error:
+                if odd is None:
+                    raise
+                odd.append(str(error))
+
+    sources = [each()]
     sources += [_gathered(file, os.path.dirname(file), "") for file in gathered]
     full = path.resolve()
     for up in full.parents[:2]:  # a folder of one that was compacted
@@ -85,7 +96,7 @@ def _runs(path: Path) -> Iterator[dict[str, Any]]:
     for _, run in once(sources):
         yield run
     if run is None:
-        raise no_runs(path)
+        raise UserError(f"{len(odd):,} files below {path}, no run among them; {odd[0]}") if odd else no_runs(path)
 
 
 def _sharing() -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -111,11 +122,13 @@ def _gathered(file: str | Path, at: str | Path, below: str) -> Iterator[tuple[st
         yield os.path.join(at, name.removeprefix(below)), run
 
 
-def _collected(path: str | Path, collect: Callable[[Iterator[dict[str, Any]]], T]) -> T:
+def _collected(path: str | Path, collect: Callable[[Iterator[dict[str, Any]]], T], odd: list[str] | None = None) -> T:
     for _ in range(100):
+        if odd:
+            odd.clear()
         try:
             with _no_collector():
-                return collect(_runs(Path(path)))
+                return collect(_runs(Path(path), odd))
         except FileNotFoundError as error:
             gone = error  # compacted while we read: from the start
             time.sleep(0.1)
@@ -134,12 +147,13 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def read_runs(path: str | Path) -> list[dict[str, Any]]:
-    """Every run below a folder, in a fixed order. Raises UserError when there is none.
+def read_runs(path: str | Path, odd: list[str] | None = None) -> list[dict[str, Any]]:
+    """Every run below a folder, in a fixed order. Raises UserError when there is none, and for a file that is no run
+    file, unless there is a list to be told of it: then the rest counts.
 
     Configurations share what they have in common: not to be changed in place.
     """
-    return _collected(path, list)
+    return _collected(path, list, odd)
 
 
 def frame(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:

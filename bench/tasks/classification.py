@@ -28,7 +28,7 @@ class Classification:
     success may cost, which verify.max_damage takes."""
 
     eval_batch: int = within(1)
-    max_damage: float
+    max_damage: float = within(0)
 
     def __post_init__(self) -> None:
         checked(self, "task")
@@ -37,6 +37,9 @@ class Classification:
         """The task over a data set, with the judge's view. Raises UserError for data that cannot be had."""
         images = sets.open_images(data, cache, say)
         index = split_indices(data, images.entry["train"], images.entry["test"])
+        for who in ("owner", "attacker"):
+            if len(index[who]) < 2:
+                raise ConfigError(f"data: the {who} split has 1 image, on which nothing can be trained; change data.*")
         return ClassificationTask(self, images, index, cache, device, say)
 
 

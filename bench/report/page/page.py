@@ -30,8 +30,9 @@ MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is ask
 CLAIMS = ("name", "paper", "claim", "criterion", "verdict", "what was seen", "data", "model", "seeds")
 
 
-def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None) -> str:
-    """The whole page; `folder` is where the runs were read from. Nothing in it depends on when or where it was made."""
+def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None, left_out: int = 0) -> str:
+    """The whole page; `folder` is where the runs were read from, beside so many files that are none. Nothing in it
+    depends on when or where it was made."""
     anchors = _anchors(content.rows)
     sections = {
         "threats": ("Cheapest removal", _threats(content, anchors)),
@@ -59,13 +60,13 @@ def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None) ->
         f'<title>Watermark benchmark</title>\n<link rel="icon" href="{icon}">\n'
         f"<style>{inert(table_css, 'style')}</style>\n<style>{css}{kinds}</style>\n"
         f"<script>{inert(get_plotlyjs(), 'script')}</script>\n</head>\n<body>\n"
-        f"<header><h1>Watermark benchmark</h1>{_facts(content.rows)}</header>\n<nav><ul>{links}</ul></nav>\n"
+        f"<header><h1>Watermark benchmark</h1>{_facts(content.rows, left_out)}</header>\n<nav><ul>{links}</ul></nav>\n"
         f"<main>\n{body}</main>\n<footer>Made by <code>python -m bench.report</code> from run files alone.</footer>\n"
         f'<script type="module">\n{js % tables}</script>\n</body>\n</html>\n'
     )
 
 
-def _facts(df: pd.DataFrame) -> str:
+def _facts(df: pd.DataFrame, left_out: int) -> str:
     judged = sorted(df[["alpha", "max_damage"]].drop_duplicates().itertuples(index=False, name=None))
     named = {
         "models, data": _list([f"{model} on {data}" for model, data in sorted(places(df))]),
@@ -75,6 +76,8 @@ def _facts(df: pd.DataFrame) -> str:
         "judged at": "; ".join(f"alpha {number(a)}, at most {limit:g} points of damage" for a, limit in judged),
         "commit": ", ".join(sorted({str(c) for c in df["commit"] if not missing(c)})) or "not recorded",
     }
+    if left_out:
+        named["left out"] = f"{left_out:,} files that are no run files"
     return f'<dl class="facts">{"".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in named.items())}</dl>'
 
 

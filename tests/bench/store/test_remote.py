@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,7 +125,7 @@ def test_meta_is_uploaded_last(machines, monkeypatch):
     put = type(files).put_file
 
     def record(self, here, there, **kwargs):
-        sent.append(Path(there).name)
+        sent.append(re.sub(r"^\.(.*)\.\w{8}\.tmp$", r"\1", Path(there).name))  # in a folder: aside first
         return put(self, here, there, **kwargs)
 
     monkeypatch.setattr(type(files), "put_file", record)
@@ -252,3 +254,39 @@ def test_a_real_s3_api(tmp_path, monkeypatch):
         Machine(tmp_path / "late", "s3://bucket/prefix").ask()
     assert time.perf_counter() - started < 60
     assert os.environ["AWS_ENDPOINT_URL"]
+
+
+def test_an_upload_replaces_a_link_and_follows_none(tmp_path):
+    shared, mine = tmp_path / "shared", tmp_path / "mine.txt"
+    mine.write_text("mine")
+    place = f"file://{shared}"
+    first = Machine(tmp_path / "a", place)
+    address = first.ask().path.name
+    (shared / "stage" / address / "meta.json").unlink()
+    weights = shared / "stage" / address / "weights"
+    weights.unlink()
+    weights.symlink_to(mine)
+    remote.connect.cache_clear()
+    assert Machine(tmp_path / "b", place).ask().built
+    assert mine.read_text() == "mine"
+    assert not weights.is_symlink()
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_what_another_user_left_there_is_neither_waited_for_nor_followed(tmp_path, what):
+    shared = tmp_path / "shared"
+    place = f"file://{shared}"
+    address = Machine(tmp_path / "a", place).ask().path.name
+    there = shared / "stage" / address
+    if what == "folder":
+        (tmp_path / "else").mkdir()
+        shutil.rmtree(there)
+        there.symlink_to(tmp_path / "else")
+    else:
+        (there / "meta.json").unlink()
+        os.mkfifo(there / "meta.json") if what == "pipe" else (there / "meta.json").symlink_to("/dev/zero")
+    remote.connect.cache_clear()
+    b = Machine(tmp_path / "b", place)
+    assert b.ask().built
+    assert b.said
+    assert not list((tmp_path / "else").iterdir()) if what == "folder" else True
