@@ -57,6 +57,8 @@ class Options:
 
     def __post_init__(self) -> None:
         checked(self, "")
+        if not self.results_dir.strip():
+            raise ConfigError("results_dir is empty: name a folder, results for example")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Experiment:
 
     @property
     def results(self) -> Path:
-        return Path(self.options.results_dir)
+        return Path(self.options.results_dir).expanduser()
 
     @property
     def bar(self) -> float:

@@ -29,7 +29,7 @@ def write(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
     legend = "held and failed where the interval decides"
     plain = [{k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in item.items()} for item in entries]
     texts = {
-        "csv": pd.DataFrame(plain, columns=list(COLUMNS)).to_csv(index=False),
+        "csv": tables.csv(pd.DataFrame(plain, columns=list(COLUMNS))),
         "md": tables.markdown([table], legend),
         "tex": tables.latex([table], legend),
     }

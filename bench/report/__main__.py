@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.errors import UserError, choice
 from bench.progress import console
 from bench.report.content import assemble
-from bench.report.tables import latex, markdown, show
+from bench.report.tables import csv, latex, markdown, show
 from bench.store import claims as verdicts
 from bench.store.files import write_text
 from bench.store.runs import FILTERS, read_runs, selected
@@ -40,7 +40,7 @@ def report(args: argparse.Namespace) -> bool:
     odd: list[str] = []
     content = assemble(selected(read_runs(runs, odd), args.filters))
     claims, out = verdicts.read(Path(args.results) / "claims.json"), Path(args.out or args.results)
-    texts = {f"{name}.csv": frame.to_csv(index=False) for name, frame in content.frames.items()}
+    texts = {f"{name}.csv": csv(frame) for name, frame in content.frames.items()}
     for name, part in content.parts.items():
         texts |= {f"{name}.md": markdown(*part), f"{name}.tex": latex(*part)}
     try:

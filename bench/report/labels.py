@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from bench import metrics
+from bench.report.words import harmless
 from bench.store.runs import frame
 
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
 NUMBERS += ["utility", "utility_victim", "utility_host", "utility_validation"]
 NUMBERS += ["ber_aligned", "log10_p_aligned", "tests"]
 # What a verdict is made of (bench.metrics).
+TEXTS = ("method", "attack", "model", "data", "knob", "utility_name", "device", "error", "commit", "align")
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
 JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned", "auc_low", "committed"]
 JUDGED += ["utility_name"]
@@ -126,9 +128,13 @@ def variants(runs: list[dict]) -> pd.DataFrame:
         newest.update({(row["config_hash"], row["seed"]): i for row in runs[i]["rows"][:1]})
     runs = [runs[i] for i in sorted(newest.values())]
     df = frame(runs)
+    for name in TEXTS:
+        texts = (text for text in df[name].dropna().unique() if isinstance(text, str))
+        if odd := {text: shown for text in texts if (shown := harmless(text)) != text}:
+            df[name] = df[name].replace(odd)
     counts = [len(run["rows"]) for run in runs]
     for side, labels in _labels(runs).items():
-        df[f"{side}_label"] = np.repeat(np.array(labels, dtype=object), counts)
+        df[f"{side}_label"] = np.repeat(np.array([*map(harmless, labels)], dtype=object), counts)
     # Before there was verify.claim, claims were judged at alpha.
     asked = [(run["config"]["verify"]["alpha"], run["config"]["verify"].get("claim") or 1.0) for run in runs]
     df["bar"] = np.repeat([min(pair) for pair in asked], counts)

@@ -38,7 +38,7 @@ KINDS = {  # from light to dark, to be read in grey too
 TERMINAL = {"best": "bold"} | {name: kind.terminal for name, kind in KINDS.items()}
 JUDGED = {"held": "good", "failed": "bad", "inconclusive": "warn"}  # verdicts of claims, as kinds
 STYLE = {  # matplotlib's
-    **{"svg.hashsalt": "bench", "font.size": 9, "legend.frameon": False},
+    **{"svg.hashsalt": "bench", "font.size": 9, "legend.frameon": False, "text.parse_math": False},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     **{"axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6},
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from bench.report.style import TERMINAL
 from bench.report.words import lines
 
@@ -23,6 +25,17 @@ class Cell(NamedTuple):
     text: str
     kind: str = ""
     at: tuple = ()
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A frame as text, in which no cell is taken for a formula: one that begins like a formula, and is no number, is
+    put behind an apostrophe."""
+    safe = frame.copy()
+    for name in safe.select_dtypes(exclude=["number", "bool"]).columns:
+        texts = safe[name].astype("string")
+        formula = texts.str.match(r"[=+\-@\t\r]").fillna(False) & pd.to_numeric(texts, errors="coerce").isna()
+        safe.loc[formula.to_numpy(bool), name] = "'" + texts[formula]
+    return safe.to_csv(index=False)
 
 
 @dataclass

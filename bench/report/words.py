@@ -17,6 +17,15 @@ BEFORE = ("host", "none")  # knobs of the rows that precede every attack
 UNITS = {"psnr": ("dB", 2), "ssim": ("SSIM", 3), "bits/byte": ("bits/byte", 3)}
 
 
+# Control characters, and those that turn the direction of what follows.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """A text out of a run file as every format may show it: nothing that steers a terminal, no link in Markdown."""
+    return CONTROL.sub("\ufffd", text).replace("](", "] (")
+
+
 def axis(knob: str) -> str:
     """How a knob's strengths rise: "bits" (downwards), "log" or "linear"."""
     base = re.split("[,/]", knob.rpartition(" > ")[2])[0].strip()  # of a chain's last step

@@ -99,7 +99,7 @@ def cached(
     shared = remote.connect(place.url) if place.url else None
     identity = {"version": VERSION, "stage": stage, **spec.canonical(identity)}
     address = spec.digest(identity)
-    path = Path(place.root) / stage / address
+    path = Path(place.root).expanduser() / stage / address
     try:
         entry = _here(path, identity, build, shared, say)
     except SafetensorError as error:

@@ -39,18 +39,24 @@ def connect(url: str) -> Remote:
     """The store at a URL, tried once per process. Raises ConfigError when it cannot be used at all."""
     import fsspec
 
+    if "://" not in url:
+        raise ConfigError(f"cache.url={url} is no URL: file:///dir, s3://bucket/prefix")
     if urlsplit(url).password:
         raise ConfigError("cache.url holds a password, and run files record it: give it through the environment")
     try:
         # Object storage has no folders to make, and making them would create a bucket that was only misspelt.
         local = fsspec.utils.get_protocol(url) == "file"
         files, path = fsspec.core.url_to_fs(url, **({"auto_mkdir": True} if local else {}))
+        if local and not Path(path).parent.is_dir():
+            raise ConfigError(f"cache.url={url}: {Path(path).parent} is no folder: make it first, if that is the place")
         mark = f"{path.rstrip('/')}/{README}"
         if not files.exists(mark):
             files.pipe_file(mark, ABOUT)
     except ImportError as error:
         extra = "; for s3://: pip install -e '.[s3]'" if url.startswith("s3") else ""
         raise ConfigError(f"cache.url={url} needs a driver: {error}{extra}") from error
+    except ConfigError:
+        raise
     except Exception as error:  # every driver has errors of its own
         raise ConfigError(f"cache.url={url} cannot be used ({_reason(error)})") from error
     return Remote(url, files, path.rstrip("/"), set(), local)
