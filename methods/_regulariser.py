@@ -48,6 +48,10 @@ class Regulariser(Method):
         """A function of the marked weight that gives logits [n]; the key's tensors already on the device."""
         raise NotImplementedError
 
+    def embedding_loss(self, y: Tensor, truth: Tensor) -> Tensor:
+        """What lambda multiplies, a scalar, of what `reader` gives for the marked weight and the bits [n] as 0 or 1."""
+        return functional.binary_cross_entropy_with_logits(y, truth, reduction=self.reduction)
+
     def logits(self, model: nn.Module, key: Key) -> Tensor:
         weight = weights.read(model, key.where[0])
         return self.reader(key, weight.device)(weight)
@@ -59,8 +63,7 @@ class Regulariser(Method):
         truth = key.message.to(device, torch.float32)
 
         def penalty(model: nn.Module) -> Tensor:
-            y = read(model.get_parameter(name))
-            return self.lambda_ * functional.binary_cross_entropy_with_logits(y, truth, reduction=self.reduction)
+            return self.lambda_ * self.embedding_loss(read(model.get_parameter(name)), truth)
 
         return self.train(host, task, fit, penalty=penalty)
 
