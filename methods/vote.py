@@ -20,11 +20,10 @@ class Vote(Regulariser):
     """One message under T = `votes` projections X_t, iid N(0, 1), of the weight averaged over its output channels, w,
     as Uchida's; a bit is what most of its T readings, the signs of X_t w, say. T is odd.
 
-    Li et al. repeat the verification of one message over several rounds, past the capacity of one; NeuralMark compares
-    with that as VoteMark (arXiv 2507.11137), whose code is not public. Ours, for want of it: Uchida's readings, the same
-    weight for all rounds, all of them embedded at once, T = 3, the least majority there is. Embedding loss: the sum of
-    the T n binary cross-entropies, times lambda_ (Uchida's: 0.01), so that a reading pulls as hard as one of Uchida's
-    does and the whole T times as hard.
+    Li et al. verify one message in several rounds, to get past the capacity of one; NeuralMark (arXiv 2507.11137)
+    compares with that as VoteMark, whose code is not public. Ours, for want of both texts: Uchida's readings, all rounds
+    in one weight and embedded at once, T = 3, the least majority there is. Embedding loss: the sum of the T n binary
+    cross-entropies, times lambda_ (Uchida's: 0.01): a reading pulls as hard as one of Uchida's, the whole T times so.
 
     Logits: the median of the T readings, whose sign is the majority's exactly. Their gradient is that of one reading a
     bit, the one that turns the vote. Capacity: n <= M, as Uchida's, M = in k k. All T n readings can be right whatever
