@@ -22,6 +22,8 @@ from bench.types import Task
 CASES = {
     "uchida": (("method=uchida",), "<= 1.02"),
     "neuralmark": (("method=neuralmark",), "<= 1.02"),
+    "greedy": (("method=greedy",), "<= 1.05"),
+    "vote": (("method=vote",), "<= 1.05"),
     "frequency": (("method=frequency",), "<= 1.1"),
     "frequency, in place": (("method=frequency", "method.module=false"), None),
     "watermas": (("method=watermas",), "<= 1.35"),

@@ -21,8 +21,8 @@ class Vote(Regulariser):
     as Uchida's; a bit is what most of its T readings, the signs of X_t w, say. T is odd.
 
     Li et al. verify one message in several rounds, to get past the capacity of one; NeuralMark (arXiv 2507.11137)
-    compares with that as VoteMark, whose code is not public. Ours, for want of both texts: Uchida's readings, all rounds
-    in one weight and embedded at once, T = 3, the least majority there is. Embedding loss: the sum of the T n binary
+    compares with that as VoteMark, whose code is not public. Ours, for want of both texts: Uchida's readings, all
+    rounds in one weight and embedded at once, T = 3, the least majority there is. Embedding loss: the sum of T n binary
     cross-entropies, times lambda_ (Uchida's: 0.01): a reading pulls as hard as one of Uchida's, the whole T times so.
 
     Logits: the median of the T readings, whose sign is the majority's exactly. Their gradient is that of one reading a
