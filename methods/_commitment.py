@@ -21,6 +21,16 @@ def words(seed: np.ndarray, content: bytes, count: int) -> np.ndarray:
     return np.frombuffer(hashlib.shake_256(seed.astype(np.uint8).tobytes() + content).digest(8 * count), "<u8")
 
 
+def normal(seed: np.ndarray, content: bytes, shape: tuple[int, int]) -> Tensor:
+    """float32 of `shape`, iid N(0, 1) from SHAKE-256(seed || content), by Box-Muller."""
+    count = shape[0] * shape[1]
+    half = (count + 1) // 2
+    u = ((words(seed, content, 2 * half) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+    radius, angle = np.sqrt(-2 * np.log(u[:half])), 2 * np.pi * u[half:]
+    found = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    return torch.from_numpy(found.astype(np.float32).reshape(shape))
+
+
 def packed(message: np.ndarray) -> bytes:
     """The message [n] as content: eight bits a byte, the first highest."""
     return np.packbits(message.astype(bool)).tobytes()

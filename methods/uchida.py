@@ -86,10 +86,4 @@ class Uchida(Regulariser):
 
 def bound_projection(seed: np.ndarray, message: np.ndarray, m: int) -> Tensor:
     """X [n, M] iid N(0, 1) from SHAKE-256(seed || message bits), by Box-Muller: the same on every platform."""
-    n = len(message)
-    half = (n * m + 1) // 2
-    words = commitment.words(seed, commitment.packed(message), 2 * half)
-    u = ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
-    radius, angle = np.sqrt(-2 * np.log(u[:half])), 2 * np.pi * u[half:]
-    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[: n * m]
-    return torch.from_numpy(normal.astype(np.float32).reshape(n, m))
+    return commitment.normal(seed, commitment.packed(message), (len(message), m))
