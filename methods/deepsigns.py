@@ -140,6 +140,19 @@ class Deepsigns(Method):
             return torch.full((key.n_bits,), 0.5)
         return self.logits(model, key).sigmoid()
 
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
+        """The marked weight without what of its rows lies along what they are multiplied with, on average, for each
+        class: logits are linear in it, and their slopes are just that."""
+        weight = model.get_parameter(key.where[0])
+        with torch.enable_grad():
+            given = activations(model, key.where[0], key.secret["images"])
+            sums = given.view(self.classes, -1).sum(1)
+            asked = [torch.autograd.grad(one, weight, retain_graph=True)[0] for one in sums]
+        rows = weight.detach().flatten(1).double()
+        seen = torch.stack(asked, 1).flatten(2).double()  # [M, classes, inputs]
+        read = rows[:, None] @ torch.linalg.pinv(seen) @ seen
+        return {key.where[0]: (rows - read[:, 0]).view(weight.shape).float()}
+
     @torch.no_grad()
     def trials(
         self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
