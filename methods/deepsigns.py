@@ -14,39 +14,37 @@ from torch.nn import functional
 
 from bench.errors import ConfigError, among, within
 from bench.machine import device_of
-from bench.models import exchange, weights
+from bench.models import weights
 from bench.types import Fit, Key, Method, Task
 from methods import _commitment as commitment
+from methods._activations import activations, projected
 from methods._inputs import abstract
-
-CHUNK = 256  # images of a forward pass
-EMPTY = torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class Deepsigns(Method):
     """Bits in what one layer gives for the owner's own images of a few classes, on average.
 
-    Of each of `classes` keyed classes c the key holds `per_class` training images; mean_c in R^M is the mean of the
-    layer's activations over them. The bits of c are the signs of mean_c A, A [M, N] iid N(0, 1), N = n_bits / classes,
-    one A for all classes. Capacity: N <= M. Embedding adds, over the classes,
+    Of each of `classes` keyed classes c the key holds `per_class` training images (fewer, where there are fewer);
+    mean_c in R^M is the mean of the layer's activations over them. The bits of c are the signs of mean_c A, A [M, N] of
+    iid N(0, 1), N = n_bits / classes, one A for all classes. Capacity: N <= M. Embedding adds, summed over the classes,
     lambda1 ||mean_c - mu_c||^2 + lambda2 sum_j BCE(sigmoid((mu_c A)_j), b_cj); the centres mu are trained with the
-    network, by Adam at mu_lr, from the classes' means before. `batch` of the key's images are drawn for each step, as
-    many of each class; all, where there are no more.
+    network, by Adam at mu_lr, from the classes' means before. The key's images pass once more in each step, in
+    evaluation mode, as they do when the mark is read: they move no statistics, and what is marked is what is read.
 
-    Ours: classes' means for the paper's Gaussian mixture (so does the public code), no term that drives the centres
-    apart, the mean's distance from its centre and not each image's, and an activation is what the module of the weight
-    `key.where` gives (before normalisation and rectifier), averaged over positions or tokens (the public codes flatten
-    them, after the rectifier): so the logits are linear in that weight, M is its number of outputs, and A stays small.
-    The layer is the benchmark's (bench.models.weights), not the second to last. The key's images pass in evaluation mode,
-    as they do when the mark is read: they move no statistics, and what is marked is what is read.
+    Ours: classes' means for the paper's Gaussian mixture (so do the public codes), no term that drives centres apart,
+    the mean's distance from its centre and not each image's. An activation is what the module of the weight `key.where`
+    gives, batch-normalised where that follows at once (before it, a channel could be shifted and its statistics with
+    it) but before the rectifier, averaged over positions or tokens; the public codes flatten them, rectified. So the
+    logits are affine in that weight, M is its number of outputs and A is small. The layer is the benchmark's
+    (bench.models.weights), not the second to last. A claimant without data shows abstract pictures, one a class.
 
-    A claimant without data takes abstract pictures, one a class. binding (ours): `none`, as published: A and the images
-    are whatever the claimant shows. `hash`: message and A follow from a committed 32-byte seed, the layer's name and the
-    images, which verification recomputes. (The message too: bits of classes that share A are not independent, and who
-    chose images and message would have n_bits matches for the price of N.)
-    Secret: `projection` [M, N], `images` uint8 [classes * k, 3, H, W], class by class, `labels` [classes], -1 where the
-    images are of no class; `seed` [32] where bound.
+    binding (ours): `none`, as published: A and the images are whatever the claimant shows. `hash`: message and A follow
+    from a committed 32-byte seed, the layer's name and the images, which verification recomputes. (The message too: who
+    shows one picture for all classes reads every bit of a column alike, and could choose a message that repeats.)
+
+    Secret: `projection` [M, N], `images` uint8 [classes * k, 3, H, W], class by class, `labels` [classes], -1 where
+    they are of no class; `seed` [32] where bound.
     """
 
     access = "activations"
@@ -56,7 +54,6 @@ class Deepsigns(Method):
     n_bits: int = within(1)
     classes: int = within(1)
     per_class: int = within(1)
-    batch: int = within(1)
     lambda1: float = within(0)
     lambda2: float = within(0)
     mu_lr: float = within(0)
@@ -78,8 +75,7 @@ class Deepsigns(Method):
         return "" if self.from_scratch else "labels"
 
     def again(self, factor: float) -> Deepsigns:
-        more = {"lambda1": factor * self.lambda1, "lambda2": factor * self.lambda2}
-        return replace(self, situation="finetune", **more)
+        return replace(self, situation="finetune", lambda1=factor * self.lambda1, lambda2=factor * self.lambda2)
 
     def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n] and secret. ConfigError where N > M, for fewer classes than asked for, or none."""
@@ -90,17 +86,17 @@ class Deepsigns(Method):
         if task.gives != "classes":
             raise ConfigError("method=deepsigns marks classes, and this task has none: task=classification")
         n = self.n_bits // self.classes
-        need = f"outputs, one for each of a class's {self.n_bits} / {self.classes} bits"
-        name = weights.choose(host, self.layer, lambda w: outputs(host, w), n, need)
-        m = len(host.get_parameter(name))
+        what = f"outputs, one for each of a class's {self.n_bits} / {self.classes} bits"
+        name = weights.choose(host, self.layer, lambda w: outputs(host, w), n, what)
+        shape = len(host.get_parameter(name)), n
         images, labels, at = self._images(rng, task)
         if self.binding == "hash":
             seed = commitment.draw_seed(rng)
-            message, projection = bound(seed, name, images, (m, n), self.n_bits)
+            message, projection = bound(seed, name, images, shape, self.n_bits)
             more = {"seed": torch.from_numpy(seed)}
         else:
             message = torch.from_numpy(rng.integers(0, 2, self.n_bits).astype(bool))
-            projection, more = torch.from_numpy(rng.standard_normal((m, n), dtype=np.float32)), {}
+            projection, more = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)), {}
         return Key(message, {"projection": projection, "images": images, "labels": labels, **more}, (name,)), at
 
     def _images(self, rng: np.random.Generator, task: Task) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,23 +105,23 @@ class Deepsigns(Method):
             images, labels, index = task.tensors(task.train)
         except PermissionError:  # an outsider has none
             pictures = abstract(rng, self.classes, task.example().shape[-1])
-            return pictures, torch.full((self.classes,), -1), EMPTY
+            return pictures, torch.full((self.classes,), -1), torch.zeros(0, dtype=torch.int64)
         if labels.dim() != 1 or labels.is_floating_point():
             raise ConfigError("method=deepsigns marks classes, and these labels name none")
         index = index.cpu().numpy()
-        found, counts = np.unique(labels.cpu().numpy()[index], return_counts=True)
+        own = labels.cpu().numpy()[index]
+        found, counts = np.unique(own, return_counts=True)
         if len(found) < self.classes:
             raise ConfigError(f"method.classes={self.classes}, but the training data are of {len(found)}")
         taken = rng.choice(len(found), self.classes, replace=False)
         few = min(self.per_class, counts[taken].min())
-        own = labels.cpu().numpy()[index]
         at = np.concatenate([rng.choice(index[own == found[c]], few, replace=False) for c in taken])
         at = torch.from_numpy(at)
         return images[at.to(images.device)].cpu(), torch.from_numpy(found[taken]), at
 
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
         """Train `host` in place with the task's loss plus the penalty."""
-        centres = Centres.of(self, host, key, fit.seed)
+        centres = Centres.of(self, host, key)
         return fit(host, task, penalty=centres.penalty, step=centres.step, state=[centres])
 
     def logits(self, model: nn.Module, key: Key) -> Tensor:
@@ -142,14 +138,14 @@ class Deepsigns(Method):
 
     def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
         """The marked weight without what of its rows lies along what they are multiplied with, on average, for each
-        class: logits are linear in it, and their slopes are just that."""
+        class: logits are affine in it, and their slopes are just that."""
         weight = model.get_parameter(key.where[0])
         with torch.enable_grad():
             given = activations(model, key.where[0], key.secret["images"])
             sums = given.view(self.classes, -1).sum(1)
-            asked = [torch.autograd.grad(one, weight, retain_graph=True)[0] for one in sums]
+            slopes = [torch.autograd.grad(one, weight, retain_graph=True)[0] for one in sums]
         rows = weight.detach().flatten(1).double()
-        seen = torch.stack(asked, 1).flatten(2).double()  # [M, classes, inputs]
+        seen = torch.stack(slopes, 1).flatten(2).double()  # [M, classes, inputs]
         read = rows[:, None] @ torch.linalg.pinv(seen) @ seen
         return {key.where[0]: (rows - read[:, 0]).view(weight.shape).float()}
 
@@ -158,7 +154,7 @@ class Deepsigns(Method):
         self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
     ) -> Iterator[tuple[Key, Tensor]]:
         """Each of the task's images passes once, however many keys hold it."""
-        given, known = EMPTY, EMPTY
+        given = known = torch.zeros(0, dtype=torch.bool)
         for _ in range(count):
             guess, at = self._drawn(other, rng, task)
             if not len(at):
@@ -168,8 +164,7 @@ class Deepsigns(Method):
                 size = len(task.tensors(task.train)[0])
                 given = torch.zeros(size, len(guess.secret["projection"]), device=device_of(model))
                 known = torch.zeros(size, dtype=torch.bool)
-            new = ~known[at]
-            if new.any():
+            if (new := ~known[at]).any():
                 given[at[new]] = activations(model, guess.where[0], guess.secret["images"][new])
                 known[at[new]] = True
             yield guess, projected(given[at], guess.secret["projection"], guess.n_bits).sigmoid()
@@ -191,92 +186,40 @@ def outputs(model: nn.Module, weight: Tensor) -> int:
     return 0 if any(weight is p for m in inside for p in m.parameters()) else len(weight)
 
 
-def activations(model: nn.Module, name: str, images: Tensor) -> Tensor:
-    """What the module of the weight `name` gives for images uint8 [B, 3, H, W], averaged over positions: [B, M].
-
-    In evaluation mode and float32, differentiable. [B, 0] where the network does not call that module.
-    """
-    module, kept = model.get_submodule(name.rpartition(".")[0]), []
-    spatial = weights.read(model, name).dim() > 2
-
-    def keep(module: nn.Module, args: Any, out: Tensor) -> None:
-        out = (out.dequantize() if out.is_quantized else out).float()
-        kept.append(out.movedim(1, -1) if spatial else out)
-
-    device, found = device_of(model), []
-    hook = module.register_forward_hook(keep)
-    try:
-        with exchange.evaluating(model):
-            for part in images.split(CHUNK):
-                kept.clear()
-                model(part.to(device))
-                # A module may be called for windows of an image, image by image.
-                given = kept[0].reshape(len(part), -1, kept[0].shape[-1]).mean(1) if kept else None
-                found.append(torch.zeros(len(part), 0, device=device) if given is None else given)
-    finally:
-        hook.remove()
-    return torch.cat(found)
-
-
-def projected(given: Tensor, projection: Tensor, n: int) -> Tensor:
-    """Activations [classes * k, M], class by class, by their classes' means and A [M, N]: logits [n]. 0 where the
-    numbers do not fit."""
-    m, bits = projection.shape
-    if given.shape[1] != m or n % bits or len(given) % (n // bits):
-        return torch.zeros(n, device=given.device)
-    return (given.view(n // bits, -1, m).mean(1) @ projection.to(given)).flatten()
-
-
 def bound(seed: np.ndarray, layer: str, images: Tensor, shape: tuple[int, int], n: int) -> tuple[Tensor, Tensor]:
     """(message [n], A of `shape`, iid N(0, 1)) from a committed seed, the layer's name and the images."""
-    shown = hashlib.sha256(images.cpu().contiguous().numpy().tobytes()).digest()
-    content = shown + layer.encode()
+    content = hashlib.sha256(images.cpu().contiguous().numpy().tobytes()).digest() + layer.encode()
     bits = commitment.words(seed, content + b"message", n) >> np.uint64(63) == 1
     return torch.from_numpy(bits), commitment.normal(seed, content + b"projection", shape)
 
 
 @dataclass
 class Centres:
-    """The centres mu [classes, M] with their optimiser, and the draws of a step's images: what a checkpoint keeps
-    beside the model."""
+    """The centres mu [classes, M] and their optimiser: what a checkpoint keeps beside the model. images [classes * k,
+    3, H, W], projection [M, N] and truth [classes, N] are the key's, on the device."""
 
     method: Deepsigns
     layer: str
-    images: Tensor  # [classes, k, 3, H, W], as the two below on the device
+    images: Tensor
     projection: Tensor
     truth: Tensor
     mu: Tensor
     optimizer: torch.optim.Adam
-    draws: torch.Generator
 
     @staticmethod
-    def of(method: Deepsigns, host: nn.Module, key: Key, seed: int) -> Centres:
-        device, s = device_of(host), method.classes
-        images = key.secret["images"].to(device)
-        images = images.view(s, -1, *images.shape[1:])
+    def of(method: Deepsigns, host: nn.Module, key: Key) -> Centres:
+        device = device_of(host)
+        images, projection = (key.secret[name].to(device) for name in ("images", "projection"))
+        truth = key.message.to(device, torch.float32).view(method.classes, -1)
         with torch.no_grad():
-            mu = activations(host, key.where[0], images.flatten(0, 1)).view(s, images.shape[1], -1).mean(1)
-        mu.requires_grad_()
-        truth = key.message.to(device, torch.float32).view(s, -1)
-        return Centres(
-            method,
-            key.where[0],
-            images,
-            key.secret["projection"].to(device),
-            truth,
-            mu,
-            torch.optim.Adam([mu], method.mu_lr),
-            torch.Generator().manual_seed(seed),
-        )
+            given = activations(host, key.where[0], images)
+        mu = given.view(method.classes, -1, given.shape[1]).mean(1).requires_grad_()
+        adam = torch.optim.Adam([mu], method.mu_lr)
+        return Centres(method, key.where[0], images, projection, truth, mu, adam)
 
     def penalty(self, model: nn.Module) -> Tensor:
-        s, k = self.images.shape[:2]
-        images = self.images
-        if (few := max(1, self.method.batch // s)) < k:
-            order = torch.rand(s, k, generator=self.draws).argsort(1)[:, :few].to(images.device)
-            images = images[torch.arange(s, device=images.device)[:, None], order]
-        given = activations(model, self.layer, images.flatten(0, 1)).view(s, images.shape[1], -1)
-        far = (given.mean(1) - self.mu).square().sum()
+        given = activations(model, self.layer, self.images)
+        far = (given.view(len(self.mu), -1, given.shape[1]).mean(1) - self.mu).square().sum()
         wrong = functional.binary_cross_entropy_with_logits(self.mu @ self.projection, self.truth, reduction="sum")
         return self.method.lambda1 * far + self.method.lambda2 * wrong
 
@@ -285,10 +228,9 @@ class Centres:
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mu": self.mu.detach(), "adam": self.optimizer.state_dict(), "draws": self.draws.get_state()}
+        return {"mu": self.mu.detach(), "adam": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self.mu.copy_(state["mu"])
         self.optimizer.load_state_dict(state["adam"])
-        self.draws.set_state(state["draws"])
