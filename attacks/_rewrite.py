@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,11 @@ from bench.types import Key, Method
 def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, iterations: int = 200) -> None:
     """The least change of the marked weights, in place, after which the key reads `message`.
 
-    Logits are linear in the weights, y = A w (permutation and scale held fixed): conjugate gradients solve A A^T u =
-    target - y, the change is A^T u. The target has the median margin of the old bits.
+    What bits are decoded from (`Method.channel`: the logits) is linear in the weights, y = A w (permutation and scale
+    held fixed): conjugate gradients solve A A^T u = target - y, the change is A^T u. The target has the median margin
+    of the old bits.
     """
-    y = method.logits(model, key)
+    y = method.channel(model, key)
     inputs = [model.get_parameter(name) for name in key.where]
     used = torch.autograd.grad(y, inputs, torch.ones_like(y), retain_graph=True, allow_unused=True)
     inputs = [w for w, g in zip(inputs, used, strict=True) if g is not None]
@@ -26,7 +29,7 @@ def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, ite
         slopes = torch.autograd.grad(y, inputs, u, retain_graph=True)
         return torch.autograd.grad(back, mix, slopes, retain_graph=True)[0]
 
-    sign = torch.where(torch.from_numpy(message).to(y.device), 1.0, -1.0)
+    sign = method.coded(replace(key, message=torch.from_numpy(message))).to(y)
     residual = (sign * y.abs().median() - y).detach()
     u, direction, least = torch.zeros_like(residual), residual.clone(), 1e-10 * residual.dot(residual)
     for _ in range(iterations if residual.any() else 0):

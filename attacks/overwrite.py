@@ -22,7 +22,7 @@ class Overwrite(Attack):
     mode `train` (a grid of strengths and learning rates, as in NeuralMark's Sec. 5): first without any training, which
     is all that a method of substitution needs. Then factors: multiples of the method's own lambda_; lrs: learning
     rates; epochs on the attacker's data each. One attacker's draws serve the whole grid, so that its points differ in
-    strength alone.
+    strength alone. A method that does not train has no rates: a point for each factor.
     mode `closed_form` (ours): honest keys, written one after another, each by the least change of the weights, in the
     Euclidean norm, after which it reads its message with the median margin of what it read before; keys that this made
     misread are written again, as long as their wrong bits become fewer. A point for each count in `keys`; its claim is
@@ -79,7 +79,12 @@ class Overwrite(Attack):
         start = copy.deepcopy(rng)
         model, key = self._embedded(victim, start, fit.using(epochs=0), 1.0)
         yield Snapshot("no training", None, model, claim=key)
-        tunable = victim.method.tunable
+        method, tunable = victim.method.again(1.0), victim.method.tunable
+        if not method.from_scratch and not method.trains_on and method.access == "weights":
+            for factor in self.factors if tunable else []:
+                model, key = self._embedded(victim, start, fit, factor)
+                yield Snapshot("factor", factor, model, claim=key)
+            return
         for lr in self.lrs:
             faster = fit.using(optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0)
             for factor in self.factors if tunable else [1.0]:

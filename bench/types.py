@@ -291,6 +291,14 @@ class Method:
         """Differentiable extraction [n] before the threshold at 0, or None where there is no such thing."""
         return None
 
+    def channel(self, model: nn.Module, key: Key) -> Tensor | None:
+        """What `extract` decodes, differentiable [c], where a code lies between it and the bits: else the logits."""
+        return self.logits(model, key)
+
+    def coded(self, key: Key) -> Tensor:
+        """The signs +-1 [c] that `channel` has where the key reads its message."""
+        return key.message * 2.0 - 1
+
     def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor] | None:
         """Of each weight in key.where the part that no bit is computed from, same shape: by it and all other weights
         a suspect's channels are put back in order (bench.models.align). None: all that key.where names is read."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench import spec
-from bench.errors import ConfigError, among, near, within
+from bench.errors import ConfigError, among, within
 from bench.models import weights
 from bench.types import Fit, Key, Method, Task
 from methods import _commitment as commitment
+from methods import _positions as places
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ class Watermas(Method):
 
     def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n] and `positions` [n, 2]; ConfigError where the layers hold fewer weights than bits."""
-        names = self._layers(host)
-        sizes = np.array([host.get_parameter(name).numel() for name in names])
+        names = places.layers(host, self.layer)
+        sizes = places.sizes(host, names)
         if sizes.sum() < self.n_bits:
             raise ConfigError(f"{len(names)} layers hold {sizes.sum():,} weights for method.n_bits={self.n_bits}")
         secret = {}
@@ -86,18 +85,8 @@ class Watermas(Method):
         else:
             message = rng.integers(0, 2, self.n_bits).astype(bool)
             flat = rng.choice(int(sizes.sum()), self.n_bits, replace=False)
-        secret["positions"] = torch.from_numpy(split(flat, sizes))
+        secret["positions"] = torch.from_numpy(places.split(flat, sizes))
         return Key(torch.from_numpy(message), secret, tuple(names))
-
-    def _layers(self, model: nn.Module) -> list[str]:
-        names = list(weights.candidates(model))
-        if self.layer is not None:
-            found = [n for n in names if fnmatchcase(n.removesuffix(".weight"), self.layer)]
-            if not found:
-                offer = near(self.layer, [n.removesuffix(".weight") for n in names], 12)
-                raise ConfigError(f"method.layer={self.layer} matches no convolution or linear layer; {offer}")
-            return found
-        return names[1:] or names  # the first is the stem
 
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
         """Set the marked weights, then train `host` in place around them."""
@@ -162,16 +151,11 @@ class Watermas(Method):
             found = found.index_put((bits,), weight[positions[bits, 1]] / spreads[name])
         return found
 
-    @torch.no_grad()
     def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
         """All but the positions. (The logits' unit, a layer's standard deviation, depends on it; no sign does.)"""
-        found = {}
-        for i, name in enumerate(key.where):
-            weight = weights.read(model, name)
-            flat, positions = weight.flatten().clone(), key.secret["positions"].to(weight.device)
-            flat[positions[positions[:, 0] == i, 1]] = 0
-            found[name] = flat.view(weight.shape)
-        return found
+        sizes = torch.tensor([weights.read(model, name).numel() for name in key.where])
+        layer, place = key.secret["positions"].cpu().T
+        return places.unread(model, key.where, (sizes.cumsum(0) - sizes)[layer] + place)
 
     def accepts(self, key: Key) -> bool:
         """With binding, that message and positions are those of the committed seed and layers."""
@@ -179,7 +163,7 @@ class Watermas(Method):
         def made(seed: np.ndarray, message: np.ndarray) -> dict[str, Tensor]:
             sizes = key.secret["sizes"].cpu().numpy()
             bits, flat = bound(seed, list(key.where), sizes, len(message))
-            return {"message": torch.from_numpy(bits), "positions": torch.from_numpy(split(flat, sizes))}
+            return {"message": torch.from_numpy(bits), "positions": torch.from_numpy(places.split(flat, sizes))}
 
         return self.binding == "none" or ("sizes" in key.secret and commitment.follows(key, made))
 
@@ -206,10 +190,8 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Marks:
-    """The marked weights by layer: name -> (positions, values [m] to hold, standard deviation at the start)."""
-
-    layers: dict[str, tuple[Tensor, Tensor, Tensor]]
+class Marks(places.Held):
+    """The marked weights; what else is known of a layer is its standard deviation at the start."""
 
     @staticmethod
     @torch.no_grad()
@@ -229,12 +211,6 @@ class Marks:
             held[small] = tail(sizes, amplitude * spread, spread, int(small.sum()), draw)
             found[key.where[i]] = (where, sign * held, spread)
         return Marks(found)
-
-    @torch.no_grad()
-    def restore(self, model: nn.Module) -> None:
-        """Put the values back: against gradient, weight decay and momentum alike."""
-        for name, (where, values, _) in self.layers.items():
-            put(model.get_parameter(name), where, values)
 
     def perturbed(self, model: nn.Module, draw: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         """The marked layers' weights, differentiable, with the marked values perturbed in one of three ways."""
@@ -265,46 +241,17 @@ def tail(sizes: Tensor, floor: Tensor, spread: Tensor, count: int, draw: np.rand
     """
     known = np.sort(sizes.detach().cpu().numpy())
     above, least = known[known >= float(floor)].astype(np.float64), float(floor / spread)
-    made = np.zeros(0, known.dtype)
-    for attempt in range(100):  # a float that is taken is drawn again; a layer of few floats must repeat them
-        if len(made) == count:
-            break
-        rank = draw.random(count - len(made))
+
+    def make(number: int) -> np.ndarray:
+        rank = draw.random(number)
         if len(above) >= FEW:
-            new = np.interp(rank * (len(above) - 1), np.arange(len(above)), above)
-        else:
-            new = -ndtri_exp(np.log1p(-rank) + log_ndtr(-least)) * float(spread)
-        new = new.astype(known.dtype)
-        fresh = (new >= float(floor)) & ~np.isin(new, known) & ~np.isin(new, made)
-        first = np.zeros(len(new), bool)
-        first[np.unique(new, return_index=True)[1]] = True
-        made = np.concatenate([made, new[fresh & first] if attempt < 99 else new.clip(float(floor))])
-    return torch.from_numpy(made).to(sizes.device)
+            return np.interp(rank * (len(above) - 1), np.arange(len(above)), above)
+        return -ndtri_exp(np.log1p(-rank) + log_ndtr(-least)) * float(spread)
 
-
-def put(weight: Tensor, where: Tensor, values: Tensor) -> None:
-    """values [m] into the flat positions `where` of a weight in its own order (out, in, kh, kw), in place."""
-    if weight.is_contiguous():
-        weight.view(-1)[where] = values
-    else:  # channels_last: no flat view in that order
-        flat = weight.reshape(-1)
-        flat[where] = values
-        weight.copy_(flat.view(weight.shape))
-
-
-def split(flat: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Positions in the concatenation of layers of `sizes` -> [n, 2] of (layer, position in it), int64."""
-    ends = np.cumsum(sizes)
-    layer = np.searchsorted(ends, flat, side="right")
-    return np.stack([layer, flat - (ends - sizes)[layer]], 1).astype(np.int64)
+    return torch.from_numpy(places.unlike(make, count, known, float(floor))).to(sizes.device)
 
 
 def bound(seed: np.ndarray, names: list[str], sizes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """(message [n], n distinct positions in the concatenated layers) from a committed seed and the layers."""
-    layers_said = json.dumps([names, sizes.tolist()]).encode()
-    stream = commitment.words(seed, layers_said, 9 * n + 64)
-    places = stream[n:] % np.uint64(sizes.sum())
-    _, first = np.unique(places, return_index=True)
-    if len(first) < n:
-        raise ConfigError(f"{int(sizes.sum()):,} weights are too few to bind {n} positions to a commitment")
-    return stream[:n] >> np.uint64(63) == 1, places[np.sort(first)[:n]].astype(np.int64)
+    stream = commitment.words(seed, places.said(names, sizes), 9 * n + 64)
+    return stream[:n] >> np.uint64(63) == 1, places.first(stream[n:], int(sizes.sum()), n)

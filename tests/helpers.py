@@ -63,6 +63,7 @@ SMALL = {
     "lambdas": "[0,1000]",
     "images": "20",
     "iterations": "2",
+    "share": "0.25",
 }
 METHODS, ATTACKS = options("method"), options("attack")
 CPU = torch.device("cpu")

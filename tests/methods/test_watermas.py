@@ -16,6 +16,7 @@ from bench.errors import ConfigError
 from bench.models import weights
 from bench.store.keys import load_key
 from bench.types import Key
+from methods import _positions as places
 from methods import watermas
 from methods.watermas import Draws, Marks
 from tests.helpers import config, tiny
@@ -202,7 +203,7 @@ def test_anyone_reads_the_bits_with_numpy(marked):
 def test_positions_split_by_layer_and_back(sizes, data):
     total = sum(sizes)
     flat = np.array(data.draw(st.lists(st.integers(0, total - 1), min_size=1, max_size=20)))
-    layer, place = watermas.split(flat, np.array(sizes)).T
+    layer, place = places.split(flat, np.array(sizes)).T
     assert (np.concatenate([[0], np.cumsum(sizes)])[layer] + place == flat).all()
     assert (place < np.array(sizes)[layer]).all()
 
@@ -238,8 +239,8 @@ def test_channels_last_weights_are_written_in_their_own_order():
     weight = torch.randn(4, 3, 3, 3)
     other = weight.clone().to(memory_format=torch.channels_last)
     where, new = torch.tensor([0, 5, 100]), torch.tensor([7.0, 8.0, 9.0])
-    watermas.put(weight, where, new)
-    watermas.put(other, where, new)
+    places.put(weight, where, new)
+    places.put(other, where, new)
     assert torch.equal(weight, other)
     assert weight.reshape(-1)[where].tolist() == [7, 8, 9]
 

@@ -1,0 +1,152 @@
+"""Tondi, Costanzo, Barni: Robust and large-payload DNN watermarking via fixed, distribution-optimized, weights
+(IEEE TDSC 2024, arXiv 2208.10973; code: andreacos/Deep-Neural-Networks-Robust-Watermark)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.errors import ConfigError, among, within
+from bench.types import Fit, Key, Method, Task
+from methods import _commitment as commitment
+from methods import _positions as places
+
+
+@dataclass(frozen=True)
+class Tondi(Method):
+    """Each bit spread over weights that are set before training and never learn.
+
+    From the paper's abstract and released code: a bit takes `spread` positions drawn by the key; their weights are the
+    bit's sign times |Laplace(0, strength sigma / sqrt 2)|, sigma the standard deviation of their layer, so that at
+    strength 1 they are as large as others; Laplace is the distribution that tells least from trained weights. They are
+    written before training and again after every optimiser step. A bit is read as the sign of the sum over its
+    positions. Constants of the code: 256 bits, spread 6 or 50, strength 1, positions in 2 to 12 layers of one's choice.
+
+    Ours: a keyed +-1 code multiplies weight and reading (direct sequence; the code sums what it reads, so that a
+    layer's mean weighs on every bit, and a message of ones would show); positions over all convolution and linear
+    weights but the stem's and the head's (`layer`: a glob narrows them), where the code gives each chosen layer an
+    equal share; sigma is that of the network as embedding begins, where the code takes a trained unmarked network's: in
+    200 epochs with weight decay those of its ResNet-18 shrink to a tenth, and weights held at the start's would show;
+    no magnitude repeats, in itself or among the layer's (a repeated float would tell of the key).
+
+    binding (ours): `none`, as published; `hash`: positions and code follow from a committed 32-byte seed, the message
+    and the layers' names and sizes, which verification recomputes.
+    Null: signs of code and message are fair coins and independent of weights, so bits of strangers are too.
+    Secret `positions` [n, spread] in the concatenation of the key's layers, `code` [n, spread] of +-1.
+    """
+
+    signs = True
+
+    n_bits: int = within(1)
+    spread: int = within(1)
+    strength: float
+    binding: str = among("none", "hash")
+    situation: str = among("scratch", "finetune")
+    layer: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strength <= 0:
+            raise ConfigError("method.strength must be above 0")
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.situation == "scratch"
+
+    @property
+    def trains_on(self) -> str:
+        return "" if self.from_scratch else "labels"
+
+    def again(self, factor: float) -> Tondi:
+        """No factor: values are held or not."""
+        return replace(self, situation="finetune")
+
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
+        """Message, positions and code; ConfigError where more than half of the weights would be taken."""
+        names = places.layers(host, self.layer)
+        sizes = places.sizes(host, names)
+        if 2 * self.n_bits * self.spread > sizes.sum():
+            raise ConfigError(
+                f"method.n_bits={self.n_bits} on method.spread={self.spread} weights each are "
+                f"{self.n_bits * self.spread:,} of {sizes.sum():,} in {len(names)} layers: half of them at most"
+            )
+        message = rng.integers(0, 2, self.n_bits).astype(bool)
+        if self.binding == "none":
+            secret = self._secret(places.random_words(rng), int(sizes.sum()), self.n_bits)
+        else:
+            seed = commitment.draw_seed(rng)
+            secret = self._bound(seed, message, names, sizes)
+            secret |= {"seed": torch.from_numpy(seed), "sizes": torch.from_numpy(sizes)}
+        return Key(torch.from_numpy(message), secret, tuple(names))
+
+    def _secret(self, words: places.Words, total: int, n: int) -> dict[str, Tensor]:
+        found = places.drawn(words, total, n * self.spread, n * self.spread)
+        positions, code = (torch.from_numpy(x.reshape(n, self.spread)) for x in found)
+        return {"positions": positions, "code": code}
+
+    def _bound(self, seed: np.ndarray, message: np.ndarray, names: list[str], sizes: np.ndarray) -> dict[str, Tensor]:
+        content = places.said(names, sizes) + commitment.packed(message)
+        words = places.bound_words(seed, content)
+        return self._secret(words, int(sizes.sum()), len(message))
+
+    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
+        """Set the marked weights, then train `host` in place around them."""
+        held = self.held(host, key)
+        held.restore(host)
+        return fit(host, task, step=held.restore)
+
+    @torch.no_grad()
+    def held(self, model: nn.Module, key: Key) -> places.Held:
+        """What the marked weights are to be, by layer, of a network before they are set; drawn by the key alone."""
+        sizes = places.sizes(model, list(key.where))
+        pairs = torch.from_numpy(places.split(key.secret["positions"].cpu().numpy().reshape(-1), sizes))
+        signs = (key.secret["code"].cpu() * torch.where(key.message.cpu(), 1, -1)[:, None]).reshape(-1)
+        said = [key.secret[name].cpu().numpy().tobytes() for name in ("positions", "code")]
+        said.append(commitment.packed(key.message.cpu().numpy()))
+        draw = np.random.default_rng(int.from_bytes(hashlib.sha256(b"".join(said)).digest()))
+        found = {}
+        for i in pairs[:, 0].unique().tolist():
+            at = pairs[:, 0] == i
+            weight = model.get_parameter(key.where[i]).reshape(-1)
+            scale = self.strength * float(weight.std()) / math.sqrt(2)
+            sizes_now = weight.abs().cpu().numpy()
+            made = places.unlike(lambda count, scale=scale: draw.exponential(scale, count), int(at.sum()), sizes_now)
+            values = signs[at] * torch.from_numpy(made)
+            found[key.where[i]] = (pairs[at, 1].to(weight.device), values.to(weight), scale)
+        return places.Held(found)
+
+    def logits(self, model: nn.Module, key: Key) -> Tensor:
+        """Correlation of each bit's weights with its code, [n]."""
+        return self._read(places.flat(model, key.where), key)
+
+    def _read(self, flat: Tensor, key: Key) -> Tensor:
+        positions, code = (key.secret[name].to(flat.device) for name in ("positions", "code"))
+        return (flat[positions] * code).sum(1)
+
+    @torch.no_grad()
+    def trials(
+        self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
+    ) -> Iterator[tuple[Key, Tensor]]:
+        """The weights are put one after another once."""
+        flat = places.flat(model, key.where)
+        for _ in range(count):
+            guess = self.keygen(other, rng, task)
+            yield guess, self._read(flat, guess).sigmoid()
+
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
+        """All but the positions."""
+        return places.unread(model, key.where, key.secret["positions"])
+
+    def accepts(self, key: Key) -> bool:
+        """With binding, that positions and code are those of the committed seed, message and layers."""
+
+        def made(seed: np.ndarray, message: np.ndarray) -> dict[str, Tensor]:
+            return self._bound(seed, message, list(key.where), key.secret["sizes"].cpu().numpy())
+
+        return self.binding == "none" or places.pinned(key, made)
