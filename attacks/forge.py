@@ -35,8 +35,8 @@ class Forge(Attack):
     the first t for each t in `tries`. grind: as many keys where the method's hash can be searched for less than honest
     draws cost (Method.forgeries). reference: an honest key, and the network that the judge is to put the victim's
     channels back by: the victim itself, in the order in which it reads that key's message. trained, for a mark in
-    outputs, alone: an own secret, some `training` steps on what the victim gives for the attacker's inputs; that needs
-    data.
+    pictures, alone: an own secret, some `training` steps on what the victim gives for the attacker's inputs; that needs
+    data. Of a mark in classes only tries and what the method knows (`named`): there are no weights to read.
     """
 
     needs = ("weights", "method", "layer")
@@ -51,13 +51,15 @@ class Forge(Attack):
     def skip(self, victim: Victim) -> str | None:
         if not victim.method.marks:
             return "the method makes no claim that could be forged"
-        if victim.method.access == "outputs" and self.data == "none":
-            return "a claim on outputs is trained, on inputs of the attacker's: attack.data=attacker"
+        if _in_pictures(victim) and self.data == "none":
+            return "a claim on pictures is trained, on inputs of the attacker's: attack.data=attacker"
         return None
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         if victim.method.access != "outputs":
             yield from self._weights(victim, rng)
+        elif not _in_pictures(victim):
+            yield from self._tried(victim, victim.method.keygen(victim.model, rng, victim.task), rng)
         known: set[str] = set()
         for knob, strength, claim in self._forgeries(victim, rng, fit):
             yield Snapshot(knob, strength, victim.model, claim=claim, continues=knob in known)
@@ -65,7 +67,7 @@ class Forge(Attack):
 
     def _forgeries(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[tuple[str, int, Key]]:
         task = victim.task
-        if victim.method.access == "outputs":
+        if _in_pictures(victim):
             fit = fit.using(epochs=math.ceil(self.training / max(1, task.size(task.train) // fit.train.batch_size)))
         return victim.method.forgeries(victim.model, rng, task, fit, sorted(self.grind))
 
@@ -88,14 +90,17 @@ class Forge(Attack):
         reference = None if method.logits(model, key) is None else chosen(model, method, key, victim.task.example(1))
         why = "" if reference else "no order of channels changes what the key reads"
         yield Snapshot("reference", None, model, claim=key, reference=reference, skipped=why)
+        yield from self._tried(victim, key, rng)
+
+    def _tried(self, victim: Victim, key: Key, rng: np.random.Generator) -> Iterator[Snapshot]:
         best, least = key, 2.0
-        trials = method.trials(model, key, model, rng, max(self.tries), victim.task)
+        trials = victim.method.trials(victim.model, key, victim.model, rng, max(self.tries), victim.task)
         for count, (claim, soft) in enumerate(trials, 1):
             error = metrics.ber(soft, claim.message)
             if error < least:
                 best, least = claim, error
             if count in self.tries:
-                yield Snapshot("tries", count, model, claim=best, continues=count > min(self.tries))
+                yield Snapshot("tries", count, victim.model, claim=best, continues=count > min(self.tries))
 
     def _spliced(self, victim: Victim, key: Key, rng: np.random.Generator) -> Key:
         method, model = victim.method, victim.model
@@ -112,6 +117,11 @@ class Forge(Attack):
                 secret[name].index_copy_(dim, taken, other.secret[name].index_select(dim, taken))
             wrong &= ~right
         return replace(key, secret=secret)
+
+
+def _in_pictures(victim: Victim) -> bool:
+    """Whether the mark is read from pictures, by a network that is part of the key."""
+    return victim.method.access == "outputs" and victim.task.gives == "pictures"
 
 
 def dimension(x: torch.Tensor, n: int) -> int | None:

@@ -13,6 +13,8 @@ from bench.data import changes
 from bench.errors import within
 from bench.types import Fit, Snapshot, Victim
 
+KINDS = ("jpeg", "noise", "blur", "resize", "shift", "brightness")
+
 
 @dataclass(frozen=True)
 class Postprocess(OutputAttack):
@@ -28,13 +30,13 @@ class Postprocess(OutputAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for kind in changes.KINDS:
+        for kind in KINDS:
             for strength in getattr(self, kind):
                 changes.check(f"attack.{kind}", kind, strength)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         seed = int(rng.integers(2**62))
-        for kind in changes.KINDS:
+        for kind in KINDS:
             for strength in getattr(self, kind):
                 change = partial(changes.processed, kind=kind, strength=strength, seed=seed)
                 yield Snapshot(kind, strength, Changed(victim.model, change))

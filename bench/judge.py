@@ -45,7 +45,7 @@ class Judge:
         if key is not None:
             error, log10_p, ok = judged(x, snapshot.model, key)
             values |= {"n_bits": key.n_bits, "ber": error, "log10_p": log10_p, "detected": ok, "tests": x.tests}
-            values["committed"] = x.readings > 1
+            values |= {"committed": x.readings > 1, "chance": _uneven(x, key)}
             if not ok and x.readings > 1 and self.committed is not None:
                 values |= self.aligned(snapshot.model)
             if self.gallery:
@@ -53,6 +53,7 @@ class Judge:
         if snapshot.claim is not None:
             error, log10_p, ok = judged(x, snapshot.model, snapshot.claim, x.bar)
             values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}
+            values["claim_chance"] = _uneven(x, snapshot.claim)
             if snapshot.reference is not None:  # whoever may choose it now reads what he likes
                 values["align"] = "claim read by position: its reference was not committed before the dispute"
         return x.row(snapshot.knob, strength=snapshot.strength, **values)
@@ -79,6 +80,12 @@ class Judge:
         row = replace(self, x=replace(self.x, task=task), gallery=None).row(snapshot)
         run_id, config_hash = self.x.hashes
         return replace(row, run_id=run_id, config_hash=config_hash)
+
+
+def _uneven(x: Experiment, key: Key) -> float | None:
+    """A key's chance of a match where it is not one half, as rows have it."""
+    chance = x.method.chance(key)
+    return None if chance == 0.5 else chance
 
 
 def _said(found: align.Aligned) -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import betaincinv, gammaln, logsumexp, stdtrit
+from scipy.special import betaincinv, gammaln, logsumexp, stdtrit, xlog1py, xlogy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,15 +40,17 @@ def matches(error: float, n: int) -> int:
     return math.floor(n * (1 - error) + 1e-6)
 
 
-def log10_p(error: float, n: int, tails: int = 1) -> float:
-    """log10 P[Binomial(n, 1/2) >= matches]: the chance that a random message matches at least as well.
+def log10_p(error: float, n: int, tails: int = 1, chance: float = 0.5) -> float:
+    """log10 P[Binomial(n, chance) >= matches]: how likely a mark that nobody embedded matches at least as well; at 1/2
+    a random message. chance 0: only no match at all is likely, 1: anything is.
 
     tails 2: at least as well or, all bits inverted, at least as badly, for bits that are signs. Summed in logarithms:
     scipy's binom.logsf takes the logarithm of a tail that has already underflowed to 0 (-inf for 2,047 of 2,048), and a
     table needs the number.
     """
     k = np.arange(matches(error if tails == 1 else min(error, 1 - error), n), n + 1)
-    terms = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) - n * math.log(2)
+    terms = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    terms = terms - n * math.log(2) if chance == 0.5 else terms + xlogy(k, chance) + xlog1py(n - k, -chance)
     return min(0.0, (float(logsumexp(terms)) + math.log(tails)) / math.log(10))
 
 
@@ -59,16 +61,16 @@ def is_detected(log10_p_value: float, alpha: float, readings: int = 1) -> bool:
 
 
 @cache
-def matches_needed(n: int, alpha: float, tests: int = 1) -> int | None:
+def matches_needed(n: int, alpha: float, tests: int = 1, chance: float = 0.5) -> int | None:
     """Fewest matches of n that are a detection at alpha, shared among so many tests; None where n cannot reach it."""
-    return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n), alpha, tests)), None)
+    return next((k for k in range(n + 1) if is_detected(log10_p(1 - k / n, n, 1, chance), alpha, tests)), None)
 
 
-def work_bits(n: int, alpha: float, tails: int = 1) -> float | None:
+def work_bits(n: int, alpha: float, tails: int = 1, chance: float = 0.5) -> float | None:
     """log2 of the keys that are tried, on average, until one of n bits is detected at alpha, under the binomial null:
     at least -log2 alpha. None where n bits cannot reach it, whoever tries."""
-    need = matches_needed(n, alpha, tails)
-    return None if need is None else -log10_p(1 - need / n, n, tails) / math.log10(2)
+    need = matches_needed(n, alpha, tails, chance)
+    return None if need is None else -log10_p(1 - need / n, n, tails, chance) / math.log10(2)
 
 
 def t_interval(values: Iterable[float]) -> tuple[float, float | None]:
@@ -151,9 +153,14 @@ def reading(row: Mapping[str, Any]) -> tuple[float | None, str]:
         return None, how
     if not missing(row.get("ber_aligned")) and row["log10_p_aligned"] < min(-2.0, row["log10_p"]):
         error, how = row["ber_aligned"], ALIGNED
-    if error > 0.5 and not missing(row["detected"]) and bool(row["detected"]):
+    if error > 0.5 and chance(row.get("chance")) == 0.5 and not missing(row["detected"]) and bool(row["detected"]):
         return 1 - error, INVERTED
     return error, how
+
+
+def chance(value: Any) -> float:
+    """The probability that a bit matches where nothing was embedded, as a row has it: null is one half."""
+    return 0.5 if missing(value) else float(value)
 
 
 def evidence(row: Mapping[str, Any]) -> float | None:

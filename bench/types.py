@@ -309,10 +309,14 @@ class Method:
         return True
 
     def evidence(self, soft: Tensor, key: Key) -> tuple[float, float]:
-        """(BER, log10 p) of soft bits [n]: the binomial null of a random message, unless the method states another; in
-        both tails where bits are `signs`."""
+        """(BER, log10 p) of soft bits [n]: the binomial null of bits that match by `chance`, unless the method states
+        another; in both tails where bits are `signs`."""
         error = metrics.ber(soft, key.message)
-        return error, metrics.log10_p(error, key.n_bits, 2 if self.signs else 1)
+        return error, metrics.log10_p(error, key.n_bits, 2 if self.signs else 1, self.chance(key))
+
+    def chance(self, key: Key) -> float:
+        """The probability that a bit matches where nothing was embedded: one half, for a random message."""
+        return 0.5
 
     def trials(
         self, model: nn.Module, key: Key, other: nn.Module, rng: np.random.Generator, count: int, task: Task
@@ -402,7 +406,8 @@ class Row:
     among strengths; what is read after the judge put channels back (`align` says what it did); whether the owner's key
     and copy were committed before any dispute; tests, among which alpha is shared; auc in [0, 1], with the ends of its
     95% interval: how well marked networks are told from unmarked ones; layer_named: the share of marks whose layer is
-    named, layer_chance: that of a layer named at random."""
+    named, layer_chance: that of a layer named at random; chance, claim_chance: the probability that a bit of the
+    owner's key, of the claim's, matches where nothing was embedded, if it is not one half."""
 
     run_id: str
     method: str
@@ -442,6 +447,8 @@ class Row:
     auc_high: float | None = None
     layer_named: float | None = None
     layer_chance: float | None = None
+    chance: float | None = None
+    claim_chance: float | None = None
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))

@@ -78,9 +78,13 @@ def config(*overrides: str) -> DictConfig:
         return compose("config", overrides=list(overrides))
 
 
-# Methods that mark any network; one that marks pictures is tried where there are some (methods/test_boxfree_mark.py).
-WHITE_BOX = [m for m in METHODS if spec.target(config(f"method={m}").method, "method").access == "weights"]
-MARKING = [m for m in WHITE_BOX if m != "none"]
+ACCESS = {m: spec.target(config(f"method={m}").method, "method").access for m in METHODS}
+OF_PICTURES = ("boxfree",)  # a method that marks pictures is tried where there are some (methods/test_boxfree_mark.py)
+# Methods that mark networks of the default task; those that mark networks of any task; those that read weights.
+TRIED = [m for m in METHODS if m not in OF_PICTURES]
+MARKING = [m for m in TRIED if m != "none"]
+WHITE_BOX = [m for m in METHODS if ACCESS[m] == "weights"]
+BY_POSITION = [m for m in MARKING if ACCESS[m] != "outputs"]
 
 
 def tiny(results: Path, method: str, attack: str, *more: str) -> DictConfig:

@@ -60,7 +60,8 @@ def survives(runs: list[Run], claimed: bool = False) -> Finding:
     if not runs:
         return Finding(OPEN, "no such runs")
     verify, n = runs[0].config.verify, runs[0].victim.n_bits
-    need = metrics.matches_needed(n, verify.alpha, runs[0].victim.tests or 1)
+    chance = max(metrics.chance(run.victim.chance) for run in runs)
+    need = metrics.matches_needed(n, verify.alpha, runs[0].victim.tests or 1, chance)
     if need is None:
         return Finding(OPEN, f"{n} bits cannot be detected at alpha {verify.alpha:g}")
     limit, units = 1 - need / n, {run.unit for run in runs}
@@ -120,7 +121,8 @@ def verified_everywhere(runs: list[Run], log10_p: float, least: float) -> Findin
     fewer marks than that takes leave it open.
     """
     victims = [run.victim for run in by_unit(runs)]
-    if short := [v.n_bits for v in victims if metrics.matches_needed(v.n_bits, 10.0**log10_p) is None]:
+    reached = [metrics.matches_needed(v.n_bits, 10.0**log10_p, 1, metrics.chance(v.chance)) for v in victims]
+    if short := [v.n_bits for v, need in zip(victims, reached, strict=True) if need is None]:
         return Finding(OPEN, f"{short[0]} bits cannot reach log10 p <= {log10_p:g}")
     passes = [bool(v.detected) and v.log10_p <= log10_p for v in victims]
     count, n = sum(passes), len(passes)

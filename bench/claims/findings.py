@@ -15,7 +15,6 @@ from bench.errors import ConfigError
 from bench.types import Row
 
 HELD, FAILED, OPEN = "held", "failed", "inconclusive"
-CHANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -173,15 +172,16 @@ def envelope(run: Run, knobs: list[str] | None = None) -> tuple[np.ndarray, np.n
     """(damage [p] rising from 0, BER [p]): the worst for the owner that an attacker gets for at most so much damage.
 
     The victim itself is the first point, and a point without damage, on another task, is none. Damage below 0 counts as
-    0, and a BER above one half as one half: a mark that reads as chance cannot be hurt any more.
+    0, and a BER above that of chance as chance: a mark that reads as it cannot be hurt any more.
     """
+    most = 1 - metrics.chance(run.victim.chance)
     points = [
         (metrics.damage(found := asdict(row)), metrics.reading(found)[0])
         for row in run.points
         if knobs is None or row.knob in knobs
     ]
-    pairs = [(0.0, min(run.victim.ber, CHANCE))]
-    pairs += [(max(0.0, hurt), min(error, CHANCE)) for hurt, error in points if hurt is not None]
+    pairs = [(0.0, min(run.victim.ber, most))]
+    pairs += [(max(0.0, hurt), min(error, most)) for hurt, error in points if hurt is not None]
     damage, error = np.array(sorted(pairs)).T
     error = np.maximum.accumulate(error)
     last = np.append(np.diff(damage) > 0, True)

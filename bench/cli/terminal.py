@@ -163,16 +163,18 @@ def notes(
     bits = next((row.n_bits for row in rows if row.n_bits), None)
     if bits:
         tests = next((row.tests for row in rows if row.tests), 1)
-        need = metrics.matches_needed(bits, alpha, tests)
+        chance = metrics.chance(next((row.chance for row in rows if row.chance), None))
+        need = metrics.matches_needed(bits, alpha, tests, chance)
         threshold = f"{need} of {bits} bits" if need is not None else f"more bits than {bits}"
         threshold += f" (alpha shared among {tests} tests)" if tests > 1 else ""
+        threshold += f" (of which {chance:.3g} match by chance)" if chance != 0.5 else ""
         lines.append(f"detected: p <= {alpha:g}, {threshold}; host: unmarked, owner's key")
     if controls:
         hits, tried = controls["false_positives"], controls["random_keys"]
         low, high = (f"{100 * end:.2g}" for end in metrics.clopper_pearson(hits, tried))
         lines.append(f"control: {hits:,} of {tried:,} random keys verify (95%: {low} to {high}%)")
     tails = next((metrics.tails(row.tests, row.committed) for row in rows if row.tests), 1)
-    if bits and boundary and (need := metrics.matches_needed(bits, boundary, tails)) is not None:
+    if bits and boundary and (need := metrics.matches_needed(bits, boundary, tails, chance)) is not None:
         found = [p for row in rows if (p := metrics.evidence(asdict(row))) is not None]
         passed, read = sum(metrics.is_detected(p, boundary) for p in found), len(found)
         lines.append(f"the method's own boundary, {boundary:.1e} ({need} bits): {passed} of {read} rows pass")
@@ -183,7 +185,8 @@ def notes(
 
 def _claims(rows: list[Row], bits: int, bar: float, tails: int) -> list[str]:
     """What a claim needs, and how far the search for keys came beside what chance gives: 1/t after t tries."""
-    need, work = metrics.matches_needed(bits, bar, tails), metrics.work_bits(bits, bar, tails)
+    chance = min((metrics.chance(row.claim_chance) for row in rows if row.claim_ber is not None), default=0.5)
+    need, work = metrics.matches_needed(bits, bar, tails, chance), metrics.work_bits(bits, bar, tails, chance)
     threshold = f"more bits than {bits}: no claim can verify" if need is None else f"{need} of {bits} bits"
     lines = [f"claims verify: p <= {bar:.1e}, {threshold}"]
     tried = [row for row in rows if row.knob in SEARCHES and row.claim_log10_p is not None and row.strength]

@@ -20,6 +20,9 @@ KINDS = {
     "resize": (0.05, 1),  # factor of each side, bilinear, and back
     "shift": (0, 16),  # pixels to the right, the edge repeated
     "brightness": (-255, 255),  # added
+    "flip": (0, 1),  # left to right, or not
+    "depth": (1, 8),  # bits that a channel keeps, rounded to the nearest of so many levels
+    "median": (1, 15),  # pixels along a side of the window, the edge repeated
 }
 
 
@@ -28,8 +31,10 @@ def check(option: str, kind: str, strength: float) -> None:
     choice(option, kind, ("none", *KINDS))
     if kind != "none" and not KINDS[kind][0] <= strength <= KINDS[kind][1]:
         raise ConfigError(f"{option}={kind}: strength {strength:g} must be from {KINDS[kind][0]} to {KINDS[kind][1]}")
-    if kind in ("jpeg", "shift") and strength != int(strength):
+    if kind in ("jpeg", "shift", "flip", "depth", "median") and strength != int(strength):
         raise ConfigError(f"{option}={kind}: strength {strength:g} must be a whole number")
+    if kind == "median" and strength % 2 == 0:
+        raise ConfigError(f"{option}={kind}: strength {strength:g} must be odd: a window has a middle")
 
 
 def processed(pictures: Tensor, kind: str, strength: float, seed: int | None) -> Tensor:
@@ -77,3 +82,20 @@ def _shift(pictures: Tensor, pixels: float, seed: int | None) -> Tensor:
 
 def _brightness(pictures: Tensor, change: float, seed: int | None) -> Tensor:
     return pictures + change
+
+
+def _flip(pictures: Tensor, flips: float, seed: int | None) -> Tensor:
+    return pictures.flip(3) if flips else pictures
+
+
+def _depth(pictures: Tensor, bits: float, seed: int | None) -> Tensor:
+    """Feature squeezing (Xu et al., NDSS 2018)."""
+    step = 255 / (2 ** int(bits) - 1)
+    return (pictures / step).round() * step
+
+
+def _median(pictures: Tensor, side: float, seed: int | None) -> Tensor:
+    side, (height, width) = int(side), pictures.shape[2:]
+    padded = functional.pad(pictures.float(), [side // 2] * 4, mode="replicate")
+    windows = functional.unfold(padded, side).unflatten(1, (pictures.shape[1], side * side))
+    return windows.median(2).values.unflatten(2, (height, width))

@@ -30,6 +30,7 @@ def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
     low, high = metrics.pooled(bits["reading"] * bits["n_bits"], bits["n_bits"]) if trials else (math.nan, math.nan)
     point |= {"n_bits": ok["n_bits"].max(), "ber": errors / trials if trials else math.nan}
     point |= {"ber_low": low, "ber_high": high, "log10_p_worst": ok["evidence"].max(), "tests": ok["tests"].max()}
+    point["chance"] = ok["chance"].fillna(0.5).max()  # seeds may differ: that which asks for most
     point |= {name: (bits["how"] == name).mean() for name in (metrics.ALIGNED, metrics.INVERTED)}
     point |= {"log10_p": ok["evidence"].median(), "claim_log10_p": ok["claim_log10_p"].median()}
     point |= {name: ok[name].mean() for name in (*MEANS, "weighed")}

@@ -17,12 +17,12 @@ from bench.store.runs import frame
 
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
 NUMBERS += ["utility", "utility_victim", "utility_host", "utility_validation"]
-NUMBERS += ["ber_aligned", "log10_p_aligned", "tests"]
+NUMBERS += ["ber_aligned", "log10_p_aligned", "tests", "chance", "claim_chance"]
 # What a verdict is made of (bench.metrics).
 TEXTS = ("method", "attack", "model", "data", "knob", "utility_name", "device", "error", "commit", "align")
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
 JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned", "auc_low", "committed"]
-JUDGED += ["utility_name"]
+JUDGED += ["utility_name", "chance"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
 NODES = ("", "cache.", "logger.", "task.max_damage.")
 VALUES = re.compile(

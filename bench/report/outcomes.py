@@ -60,7 +60,8 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
 def _resisted(ok: pd.DataFrame) -> tuple[str, str]:
     """How many keys were tried, and how many would have to be for a claim to pass: nobody tries as many."""
     n, bar = int(ok["n_bits"].max()), ok["bar"].min()
-    if (work := metrics.work_bits(n, bar, metrics.tails(ok["tests"].iloc[0], ok["committed"].iloc[0]))) is None:
+    tails, chance = metrics.tails(ok["tests"].iloc[0], ok["committed"].iloc[0]), ok["claim_chance"].fillna(0.5).min()
+    if (work := metrics.work_bits(n, bar, tails, chance)) is None:
         return f"resisted ({n} bits prove no claim)", "warn"
     tried = ok["strength"][ok["knob"].isin(["tries", "grind"])].max()
     said = [] if math.isnan(tried) else [f"{power(tried)} tries"]

@@ -12,7 +12,7 @@ import torch
 from bench import judge, run, spec, threat
 from bench.errors import ConfigError
 from bench.train import Fit
-from tests.helpers import MARKING, build_attack, snapshots, tiny
+from tests.helpers import BY_POSITION, build_attack, snapshots, tiny
 
 CLOSED = ("attack.mode=closed_form", "attack.data=none")
 
@@ -51,7 +51,7 @@ def test_a_mark_is_written_over_without_data_or_training(results, method):
     assert row.utility_victim - row.utility <= 0.6  # one of 180 pictures
 
 
-@pytest.mark.parametrize("method", MARKING)
+@pytest.mark.parametrize("method", BY_POSITION)
 def test_five_keys_written_in_turn_all_read(marked, method):
     few = [] if method in ("frequency", "watermas") else ["method.n_bits=16"]  # five times 64 are more than the weights
     x, model, owner = marked(method, "overwrite", *CLOSED, "attack.keys=[5]", *few)

@@ -56,6 +56,23 @@ def test_log10_p_is_the_binomial_tail(n, data):
     assert 10 ** metrics.log10_p(1 - k / n, n) == pytest.approx(expected, rel=1e-8, abs=1e-300)
 
 
+@given(st.integers(1, 300), st.floats(0.001, 0.999), st.data())
+def test_log10_p_of_bits_that_match_by_another_chance(n, chance, data):
+    k = data.draw(st.integers(0, n))
+    expected = binom.sf(k - 1, n, chance)
+    assert 10 ** metrics.log10_p(1 - k / n, n, 1, chance) == pytest.approx(expected, rel=1e-6, abs=1e-300)
+    need = metrics.matches_needed(n, 1e-9, 1, chance)
+    assert need is None or binom.sf(need - 1, n, chance) <= 1.000001e-9 < binom.sf(need - 2, n, chance)
+    assert (need is None) == (n * math.log10(chance) > -9)
+
+
+def test_bits_that_never_or_always_match_by_chance():
+    assert [metrics.log10_p(error, 10, 1, 1.0) for error in (0.0, 0.5)] == [0.0, 0.0]
+    assert [metrics.log10_p(error, 10, 1, 0.0) for error in (0.0, 1.0)] == [-math.inf, 0.0]
+    assert metrics.log10_p(0.25, 64, 2, 0.5) == metrics.log10_p(0.25, 64, 2)
+    assert metrics.work_bits(100, metrics.CLAIM, 1, 0.1) == pytest.approx(80, abs=4)
+
+
 def test_ber_counts_undecided_and_unreadable_bits_as_half():
     truth = torch.tensor([True, True, False, False])
     assert metrics.ber(torch.tensor([0.9, 0.51, 0.1, 0.49]), truth) == 0.0

@@ -12,7 +12,6 @@ from bench.tasks.restoration import RestorationTask
 from tests.helpers import (
     ATTACKS,
     COMPLETE,
-    MARKING,
     SMALL,
     WHITE_BOX,
     command,
@@ -37,7 +36,9 @@ def small(results: Path, picture_folder: Path, method: str, attack: str, *more: 
     return config(*names, *restoration(picture_folder), *less, *student, f"results_dir={results}", *more)
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "uchida" else COMPLETE) for m in MARKING])
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m == "uchida" else COMPLETE) for m in WHITE_BOX if m != "none"]
+)
 def test_marks_are_embedded_and_hosts_are_not_detected(results, picture_folder, method):
     x = run.prepare(small(results, picture_folder, method, "none"))
     entry, host = stages.mark(x), stages.host(x)

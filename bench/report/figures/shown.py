@@ -148,9 +148,10 @@ def _at(frame: pd.DataFrame, model: str, data: str) -> pd.DataFrame:
 
 def _levels(start: pd.DataFrame, looks: dict[str, Look], task: set[str]) -> tuple[list[Level], list[Level]]:
     """Lines across the panels of BER and of utility (in `task`), from untouched models."""
-    error, utility = [Level(0.5, "chance", dash="--")], []
-    for p in start.dropna(subset=["n_bits"]).itertuples():
-        if (need := metrics.matches_needed(int(p.n_bits), p.alpha, tests(p.tests))) is not None:
+    marked, utility = start.dropna(subset=["n_bits"]), []
+    error = [Level(1 - chance, "chance", dash="--") for chance in sorted({*marked["chance"]} or {0.5})]
+    for p in marked.itertuples():
+        if (need := metrics.matches_needed(int(p.n_bits), p.alpha, tests(p.tests), p.chance)) is not None:
             text = f"detected below\n(α = {number(p.alpha)}, n = {p.n_bits:.0f})"
             error.append(Level(1 - need / p.n_bits, text))
     for p in start[start["utility_name"].isin(task)].dropna(subset=["utility", "utility_host"]).itertuples():

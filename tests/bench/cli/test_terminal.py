@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench import metrics
 from bench.cli import terminal
 from bench.types import Row
 from tests.fake_runs import plausible, save
@@ -79,6 +81,15 @@ def rows(claims: bool) -> list[Row]:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_what_is_asked_of_bits_that_match_by_another_chance_than_one_half():
+    made = [replace(row, chance=0.15, claim_chance=0.1) for row in rows(True)]
+    said = "\n".join(terminal.notes(made, "forge", 1e-9, None, None, 2.0**-80))
+    need, claim = metrics.matches_needed(256, 1e-9, 1, 0.15), metrics.matches_needed(256, 2.0**-80, 1, 0.1)
+    assert f"p <= 1e-09, {need} of 256 bits (of which 0.15 match by chance)" in said
+    assert f"claims verify: p <= 8.3e-25, {claim} of 256 bits" in said
+    assert "178" not in said
 
 
 @pytest.mark.parametrize("claims", [False, True])

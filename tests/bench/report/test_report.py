@@ -198,6 +198,10 @@ def test_forging_and_other_outcomes():
     ]
     assert cell(short) == "resisted (64 bits prove no claim)"
     assert assemble(short).cells["kind"][0] == "warn"
+    # 64 classes that match one time in ten by chance do.
+    tries = point("tries", 100, claim_ber=0.9, claim_detected=False, claim_chance=0.1)
+    rare = [run("trigger", "forge", 0, [tries], n=64, goal="forge", config={"verify.claim": metrics.CLAIM})]
+    assert cell(rare) == "resisted (100 tries; 2^82)"
     moved = point("epoch", 1, ber=0.5, utility_victim=None, utility_name="accuracy@cifar100")
     assert cell([run("uchida", "finetune", 0, [moved])]) == "lost (new task)"
     assert cell([run("none", "prune", 0, [point()])]) == "unmarked"
