@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from attacks._rewrite import rewrite
 from bench import metrics, spec
 from bench.errors import ConfigError, among, within
-from bench.types import Attack, Fit, Key, Snapshot, Victim
+from bench.types import Attack, Fit, Key, Method, Snapshot, Task, Victim
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Overwrite(Attack):
     mode `train` (a grid of strengths and learning rates, as in NeuralMark's Sec. 5): first without any training, which
     is all that a method of substitution needs. Then factors: multiples of the method's own lambda_; lrs: learning
     rates; epochs on the attacker's data each. One attacker's draws serve the whole grid, so that its points differ in
-    strength alone. A method that does not train has no rates: a point for each factor.
+    strength alone. A method that does not train has no rates: a point for each factor. transfer: a conf/data node to train on instead, with a new head for its classes (the paper's own
+    setting, CIFAR-10 <-> CIFAR-100): utility is then that data set's and damage is undefined. The point without
+    training stays with the victim's data and head: there is nothing to train a new one.
     mode `closed_form` (ours): honest keys, written one after another, each by the least change of the weights, in the
     Euclidean norm, after which it reads its message with the median margin of what it read before; keys that this made
     misread are written again, as long as their wrong bits become fewer. A point for each count in `keys`; its claim is
@@ -37,9 +40,12 @@ class Overwrite(Attack):
     epochs: int = within(1)
     mode: str = spec.later("train", check=among("train", "closed_form"))
     keys: list[int] = spec.later([1, 5, 20], check=within(1, 10_000))
+    transfer: Any = spec.later(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mode == "closed_form" and self.transfer is not None:
+            raise ConfigError("attack.mode=closed_form trains on no data: attack.transfer=null, or attack.mode=train")
         if self.mode == "train" and self.data == "none":
             raise ConfigError("this attack trains: it needs attack.data=attacker (or attack.mode=closed_form)")
 
@@ -77,25 +83,29 @@ class Overwrite(Attack):
 
     def _trained(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         start = copy.deepcopy(rng)
-        model, key = self._embedded(victim, start, fit.using(epochs=0), 1.0)
+        model, key = self._embedded(victim.model, victim.task, victim.method.again(1.0), start, fit.using(epochs=0))
         yield Snapshot("no training", None, model, claim=key)
         method, tunable = victim.method.again(1.0), victim.method.tunable
         if not method.from_scratch and not method.trains_on and method.access == "weights":
             for factor in self.factors if tunable else []:
-                model, key = self._embedded(victim, start, fit, factor)
+                model, key = self._embedded(victim.model, victim.task, victim.method.again(factor), start, fit)
                 yield Snapshot("factor", factor, model, claim=key)
             return
+        model, task, moved = victim.model, victim.task, victim.other is not None
+        if moved:  # one new head, too, serves the whole grid
+            task = victim.other
+            model = task.adopt(copy.deepcopy(model), victim.task, spec.derive(fit.seed, "head"))
         for lr in self.lrs:
             faster = fit.using(optimizer=self.optimizer, lr=lr, epochs=self.epochs, schedule="constant", warmup=0.0)
             for factor in self.factors if tunable else [1.0]:
-                model, key = self._embedded(victim, start, faster, factor)
-                if tunable:
-                    yield Snapshot(f"lambda factor, lr {lr:g}", factor, model, claim=key)
-                else:
-                    yield Snapshot("lr", lr, model, claim=key)
+                made, key = self._embedded(model, task, victim.method.again(factor), start, faster)
+                knob, strength = (f"lambda factor, lr {lr:g}", factor) if tunable else ("lr", lr)
+                yield Snapshot(knob, strength, made, claim=key, moved=moved)
 
-    def _embedded(self, victim: Victim, start: np.random.Generator, fit: Fit, factor: float) -> tuple[nn.Module, Key]:
-        method = victim.method.again(factor)
+    @staticmethod
+    def _embedded(
+        model: nn.Module, task: Task, method: Method, start: np.random.Generator, fit: Fit
+    ) -> tuple[nn.Module, Key]:
         # The same draws each time; where the strength is part of the key (frequency), it differs in that alone.
-        key = method.keygen(victim.model, copy.deepcopy(start), victim.task)
-        return method.embed(copy.deepcopy(victim.model), key, victim.task, fit), key
+        key = method.keygen(model, copy.deepcopy(start), task)
+        return method.embed(copy.deepcopy(model), key, task, fit), key

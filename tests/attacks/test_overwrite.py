@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from bench import judge, run, spec, threat
+from bench import judge, metrics, run, spec, threat
 from bench.errors import ConfigError
 from bench.train import Fit
 from tests.helpers import BY_POSITION, build_attack, snapshots, tiny
@@ -80,7 +82,7 @@ def test_later_keys_that_spoil_earlier_ones_show_in_the_claim(marked):
 
 def test_training_hashes_as_it_did_and_needs_its_data():
     made = build_attack("overwrite")
-    old = {k: v for k, v in vars(made).items() if k not in ("mode", "keys")}
+    old = {k: v for k, v in vars(made).items() if k not in ("mode", "keys", "transfer")}
     assert spec.canonical(made) == {"class": "attacks.overwrite.Overwrite", **spec.canonical(old)}
     assert spec.canonical(build_attack("overwrite", *CLOSED))["mode"] == "closed_form"
     assert spec.digest(replace(made, keys=[2])) != spec.digest(made)
@@ -88,3 +90,45 @@ def test_training_hashes_as_it_did_and_needs_its_data():
         build_attack("overwrite", "attack.data=none")
     with pytest.raises(ConfigError, match="distinct values"):
         build_attack("overwrite", *CLOSED, "attack.keys=[0]")
+
+
+def other_data(folder: Path) -> list[str]:
+    """Words for two classes that any network tells apart: dark and bright noise."""
+    draws = np.random.default_rng(0)
+    for part, n in (("train", 200), ("test", 40)):
+        for low, name in ((0, "dark"), (128, "bright")):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = draws.integers(low, low + 128, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
+    return ["data@attack.transfer=imagefolder", f"attack.transfer.path={folder}", "attack.transfer.label=light"]
+
+
+@pytest.mark.slow
+@pytest.mark.quick
+@pytest.mark.parametrize("method", ["uchida", "frequency"])
+def test_overwriting_on_other_data_gets_a_new_head_and_no_damage(results, tmp_path, method):
+    words = other_data(tmp_path / "light")
+    cfg = tiny(results, method, "overwrite", *words, "attack.factors=[1,100]", "attack.epochs=3")
+    x, here = run.prepare(cfg), run.prepare(tiny(results, method, "overwrite"))
+    assert x.other.view("attacker").size("attacker") == 360  # all but validation
+    assert (x.mark_identity, x.run_id != here.run_id) == (here.mark_identity, True)
+    rows = {(r.knob, r.strength): r for r in run.run(cfg).rows}
+    still = rows["no training", None]  # nothing was trained: the victim's own data and head
+    assert (still.utility_name, still.utility_victim) == ("top1", rows["none", None].utility)
+    points = [r for (knob, _), r in rows.items() if knob.startswith("lambda")]
+    assert [r.strength for r in points] == [1, 100]
+    for row in points:
+        assert (row.utility_name, row.utility_victim, metrics.damage(vars(row))) == ("top1@light", None, None)
+        assert row.utility > 85  # of two classes, 50 is chance
+        assert row.claim_ber is not None
+        verdicts = ("ambiguous", "later claim", "overwritten", "survived", "lost")
+        assert metrics.verdict(vars(row), "overwrite", 5.0) in verdicts
+    assert points[1].claim_ber < 0.3  # the attacker's own mark is being written: of 64 bits chance is 0.5 ± 0.06
+
+
+def test_other_data_are_for_what_trains():
+    with pytest.raises(ConfigError, match=r"trains on no data: attack.transfer=null"):
+        build_attack("overwrite", *CLOSED, "data@attack.transfer=cifar100")
+    assert spec.canonical(build_attack("overwrite", "data@attack.transfer=cifar100"))["transfer"]["label"] == "cifar100"
+    assert "transfer" not in spec.canonical(build_attack("overwrite"))
