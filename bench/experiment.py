@@ -18,6 +18,7 @@ from bench.errors import SEEDS, ConfigError, among, checked, within
 from bench.loggers import Log, Logger
 from bench.models.base import Network
 from bench.progress import Progress, Say, silent, unseen
+from bench.store import expected
 from bench.store.cache import Cache
 from bench.store.runfile import run_path
 from bench.train import Train
@@ -65,7 +66,8 @@ class Options:
 class Experiment:
     """A configuration with every node built and checked: what a run is a function of.
 
-    `other` is the data set that the attack moves to, if it names one. `words`: what composed it, after `python -m
+    `other` is the data set that the attack moves to, if it names one. `expected`: what papers report of it
+    (bench.store.expected), which no hash covers. `words`: what composed it, after `python -m
     bench`, if a command line did. `say`, `progress` and `log` hear how it goes.
     """
 
@@ -85,6 +87,7 @@ class Experiment:
     say: Say
     progress: Progress = unseen
     words: list[str] | None = None
+    expected: list[dict[str, Any]] = field(default_factory=list)
     log: Log = field(default_factory=Log)
 
     @property
@@ -217,6 +220,7 @@ def prepare(
     options = spec.build({"_target_": "bench.experiment.Options", **{name: cfg.get(name) for name in names}}, "")
     groups = ("method", "attack", "model", "data", "train", "verify", "cache", "logger")
     node = {name: spec.build(cfg.get(name), name) for name in groups}
+    published = expected.of(cfg, spec.kind(node["method"]), spec.kind(node["attack"]))
     task = spec.build(cfg.task, "task")
     if note := node["model"].note():
         say(note)
@@ -237,5 +241,5 @@ def prepare(
     node["attack"].fits(opened)
     for name in ("knows", "data"):
         OmegaConf.update(cfg, f"attack.{name}", getattr(node["attack"], name))
-    given = {"cfg": cfg, "words": words, "say": say, "progress": progress}
+    given = {"cfg": cfg, "words": words, "expected": published, "say": say, "progress": progress}
     return Experiment(options=options, task=opened, other=other, device=device, **given, **node)

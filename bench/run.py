@@ -32,6 +32,9 @@ from bench.store.runs import read_run
 from bench.train import Fit
 from bench.types import Attack, Row, Snapshot
 
+# Of the configuration: what is asked of a run (conf/experiment/claims) or was published of it is no part of it.
+BESIDE = ("claim", "expected")
+
 
 @dataclass
 class Made:
@@ -177,7 +180,7 @@ def about(x: Experiment) -> loggers.About:
     """What a logger is told of a run before it begins."""
     run_id, config_hash = x.hashes
     name = {"method": x.method_name, "attack": x.attack_name, "model": x.model.title, "data": x.data.name}
-    config = {key: node for key, node in OmegaConf.to_container(x.cfg, resolve=True).items() if key != "logger"}
+    config = {key: node for key, node in resolved(x).items() if key != "logger"}
     tags = {"run_id": run_id, "config_hash": config_hash, "commit": machine.commit() or "unknown"}
     return loggers.About(f"{' '.join(name.values())} seed {x.seed}", config, {**name, **tags})
 
@@ -216,12 +219,23 @@ def finished(x: Experiment) -> Made | None:
             raise
         x.say(f"{error}; running it again")
         return None
-    return made if made.rows and not any(row.status == "failed" for row in made.rows) else None
+    if not made.rows or any(row.status == "failed" for row in made.rows):
+        return None
+    if x.expected and run.get("expected") != x.expected:  # made before that was known, or without the experiment
+        try:
+            about = (run["config"], run["env"], run["command"])
+            write_run(x.path, *about, made.controls, made.rows, made.outputs, x.expected)
+        except UserError as error:
+            x.say(f"warning: what is published of this run was not noted in its file: {error}")
+    return made
+
+
+def resolved(x: Experiment) -> dict[str, Any]:
+    """The configuration of a run as plain values."""
+    return {key: node for key, node in OmegaConf.to_container(x.cfg, resolve=True).items() if key not in BESIDE}
 
 
 def write(x: Experiment, made: Made) -> None:
-    config = OmegaConf.to_container(x.cfg, resolve=True)
-    config.pop("claim", None)  # of conf/experiment/claims: what is asked of the run is no part of it
     env = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -232,7 +246,7 @@ def write(x: Experiment, made: Made) -> None:
         "device": machine.device_name(x.device),
         "threads": torch.get_num_threads(),
     }
-    write_run(x.path, config, env, x.words, made.controls, made.rows, made.outputs)
+    write_run(x.path, resolved(x), env, x.words, made.controls, made.rows, made.outputs, x.expected)
 
 
 def job(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: list[str] | None = None) -> Outcome:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from bench.cli import usage
 from bench.cli.compose import CONF, composed
 from bench.errors import ConfigError, choice
+from bench.store import expected
 
 # What may have several values in one claim, beside what it compares: each of these is judged by itself, or is a seed.
 SWEPT = ("seed", "attack", "model", "data", "model.name", "data.path")
@@ -63,6 +64,7 @@ def read(name: str, overrides: list[str]) -> Claim:
     own = parser.parse_overrides([f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()])
     axes = {o.get_key_element(): o for o in [*own, *given]}
     usage.check([experiment, *(o.input_line for o in axes.values())], f"{name}: ")
+    expected.parsed(cfg)
     claim = OmegaConf.to_container(cfg.claim, resolve=True)
     parameters = dict(claim["criterion"])
     criterion = parameters.pop("name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +18,10 @@ from bench.cli import terminal
 from bench.cli.compose import composed
 from bench.errors import UserError
 from bench.progress import Say
+from bench.report.published import what
 from bench.run import Outcome
 from bench.store import claims as verdicts
+from bench.store import expected
 
 SEEDS = 3  # fewer replicates are no evidence
 
@@ -91,5 +94,21 @@ def entry(claim: Claim, done: list[tuple[DictConfig, Outcome]], finding: Finding
     model = dict.fromkeys(row.model for row in rows) or [asked.model.label or asked.model.name]
     values = (claim.name, claim.paper, claim.text, claim.rule, finding.verdict, finding.text, ",".join(map(str, data)))
     values += (",".join(map(str, model)), sorted({cfg.seed for cfg, _ in done}))
-    values += (list(dict.fromkeys(row.run_id for row in rows)), claim.command)
+    values += (list(dict.fromkeys(row.run_id for row in rows)), claim.command, published(done))
     return dict(zip(verdicts.COLUMNS, values, strict=True))
+
+
+def published(done: list[tuple[DictConfig, Outcome]]) -> str:
+    """What the paper reports of a claim's jobs (`expected`), in words: percent by method, of what, in which setting."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for cfg, row in ((cfg, outcome.rows[0]) for cfg, outcome in done if outcome.rows):
+        for entry in expected.of(cfg, row.method, row.attack):
+            if (entry["knob"] in expected.BEFORE) != (row.attack == "none"):
+                continue  # fidelity and what an attack does are asked by different claims
+            place = [str(entry["setting"][key]) for key in ("model", "data") if key in entry["setting"]]
+            place[-1:] = [" to ".join(filter(None, [*place[-1:], entry["setting"].get("attack.transfer")]))]
+            point = what(entry["quantity"], entry["knob"], entry["strength"])
+            said = f"({point}: {', '.join(filter(None, [entry['table'], *place]))}; {entry['source']})"
+            who = "" if entry["knob"] == "host" else f"{row.method} "
+            found[said][f"{who}{entry['published']:g}%"] = ""
+    return "; ".join(f"{', '.join(values)} {said}" for said, values in found.items())

@@ -24,7 +24,7 @@ def write(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
     )
     for item in entries:
         on = ", ".join([*place(item), f"{len(item['seeds'])} seeds"])
-        mark = table.note(f"{item['name']}: {item['claim']}: {item['text']}")
+        mark = table.note(f"{item['name']}: {item['claim']}: {item['text']}{known(item)}")
         table.add(item["name"], item["paper"], on, item["verdict"] + mark)
     legend = "held and failed where the interval decides"
     plain = [{k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in item.items()} for item in entries]
@@ -38,6 +38,11 @@ def write(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
     return [folder / f"claims.{kind}" for kind in texts]
 
 
+def known(item: dict[str, Any], before: str = "; ") -> str:
+    """What the paper reports, to follow what was measured."""
+    return f"{before}published: {item['published']}" if item["published"] else ""
+
+
 def show(entries: Iterable[dict[str, Any]]) -> None:
     """The table on stdout: verdicts, what the claims say, and the numbers."""
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -46,5 +51,6 @@ def show(entries: Iterable[dict[str, Any]]) -> None:
     for item in entries:
         said = Text.assemble((item["name"], "bold"), f" ({item['paper']}; {', '.join(place(item))})")
         said.append(f"\n{item['claim']}", "italic")
-        grid.add_row(Text(item["verdict"], style=TERMINAL[JUDGED[item["verdict"]]]), said.append(f"\n{item['text']}"))
+        said.append(f"\n{item['text']}").append(known(item, "\n"), "dim")
+        grid.add_row(Text(item["verdict"], style=TERMINAL[JUDGED[item["verdict"]]]), said)
     console().print(grid)

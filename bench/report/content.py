@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.report import cost, pairs, readings, summaries, threats
+from bench.report import cost, pairs, published, readings, summaries, threats
 from bench.report.aggregate import aggregate, before, points
 from bench.report.labels import variants
 from bench.report.outcomes import outcomes, unsound
@@ -32,7 +32,8 @@ class Content:
     """runs: the run files; everything: their labelled rows; rows: those without clean/*, of which the host's row stands
     for all; points: every aggregated point, start: of untouched models; cells: outcomes of methods under attacks;
     unsound: of whom nothing can be said; costs, threats, pairs, readings: as their modules make them; attacks: their
-    labels, in order; parts: the tables that have rows (threats, summary, controls, cost, strengths, pictures)."""
+    labels, in order; published: what papers report beside it; parts: the tables that have rows (threats, summary,
+    controls, cost, strengths, pictures, published)."""
 
     runs: list[dict[str, Any]]
     everything: pd.DataFrame
@@ -45,6 +46,7 @@ class Content:
     threats: pd.DataFrame
     pairs: pd.DataFrame
     readings: pd.DataFrame
+    published: pd.DataFrame
     attacks: list[str]
     parts: dict[str, Part]
 
@@ -55,6 +57,7 @@ class Content:
         frames = {"rows": self.everything, "strengths": self.points, "cost": self.costs, "threats": self.threats}
         frames |= {"pairs": self.pairs}
         frames |= {"pictures": self.readings} if "pictures" in self.parts else {}
+        frames |= {"published": self.published} if "published" in self.parts else {}
         return frames | {"summary": pd.DataFrame(summary.texts, columns=[name for _, name in summary.head])}
 
 
@@ -65,7 +68,7 @@ def assemble(runs: list[dict[str, Any]]) -> Content:
     agg, start, cells, bad = aggregate(rows), before(rows), outcomes(rows), unsound(rows)
     attacks = [*dict.fromkeys(agg.loc[agg["attack"] != "none", "attack_label"])]
     every, spent, paired = points(start, agg), cost.costs(rows, cells), pairs.differences(rows)
-    read = readings.frame(runs, everything)
+    read, known = readings.frame(runs, everything), published.frame(runs, everything)
     first, rest = summaries.legends(rows)
     cheapest = threats.cheapest(spent)
     parts = {
@@ -75,9 +78,11 @@ def assemble(runs: list[dict[str, Any]]) -> Content:
         "cost": Part([cost.table(spent, attacks)], cost.legend(spent)),
         "strengths": Part(summaries.strengths(every, paired, bad), rest),
         "pictures": Part([readings.summary(read)], readings.LEGEND),
+        "published": Part([published.table(known, bad)], published.LEGEND),
     }
     parts = {name: part for name, part in parts.items() if any(table.rows for table in part.tables)}
-    return Content(runs, everything, rows, every, start, cells, bad, spent, cheapest, paired, read, attacks, parts)
+    compared = (spent, cheapest, paired, read, known)
+    return Content(runs, everything, rows, every, start, cells, bad, *compared, attacks, parts)
 
 
 def command(words: list[str] | None, seeds: Iterable[int]) -> str:

@@ -13,6 +13,7 @@ from bench.errors import UserError
 from bench.store.files import write_json
 
 COLUMNS = ("name", "paper", "claim", "criterion", "verdict", "text", "data", "model", "seeds", "run_ids", "command")
+COLUMNS += ("published",)  # what the paper reports of it, in words; entries from before it have none
 # Options that change no number, and those whose outcome an entry names anyway (data, model).
 BESIDE = ("results_dir", "threads", "device", "cache", "logger", "force", "debug", "data", "model")
 
@@ -26,7 +27,7 @@ def read(path: Path) -> list[dict[str, Any]] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, list):
             raise TypeError("not a list")
-        return [{name: item[name] for name in COLUMNS} for item in found]
+        return [{name: item[name] for name in COLUMNS} for item in ({"published": ""} | item for item in found)]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

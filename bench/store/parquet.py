@@ -1,9 +1,9 @@
 """Reads the parquet that bench.store.compact writes: every run, all columns, or one run.
 
 One record per row, readable by any parquet reader: `file` (the run file's path below the folder), the protocol's
-fields, and `env`, `command`, `controls`, `outputs` and every node of the configuration (`config.method`, ...) as JSON
-text, which repeats and so costs next to nothing. `keys` is the order of the nodes and `whole` names the numbers that
-the run file wrote without a fraction, so that a run comes back exactly as it was.
+fields, and `env`, `command`, `controls`, `outputs`, `expected` and every node of the configuration (`config.method`,
+...) as JSON text, which repeats and so costs next to nothing. `keys` is the order of the nodes and `whole` names the
+numbers that the run file wrote without a fraction, so that a run comes back exactly as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from bench.errors import UserError
 from bench.store.runfile import COLUMNS, CONTROLS
 from bench.types import ROW_FIELDS, ROW_LATER
 
-BLOCKS = ("env", "command", "controls", "outputs")  # of a run file, beside its configuration and rows
+MORE = ("outputs", "expected")  # of a mark in outputs; where papers report of it
+BLOCKS = ("env", "command", "controls", *MORE)  # of a run file, beside its configuration and rows
 
 
 def _columns(table: pa.Table) -> Iterator[dict[str, list]]:
@@ -54,9 +55,8 @@ def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
                     yield last, run
                 config = {key: columns[f"config.{key}"][i] for key in columns["keys"][i]}
                 blocks = {name: columns[name][i] if name in columns else None for name in BLOCKS}
+                blocks = {name: block for name, block in blocks.items() if block is not None or name not in MORE}
                 last, run = file, {"config": config, **blocks, "rows": []}
-                if run["outputs"] is None:  # only a mark in outputs has any
-                    del run["outputs"]
             fields = dict(zip(ROW_FIELDS, row, strict=False))
             if whole:
                 fields |= {name: int(fields[name]) for name in whole.split()}

@@ -33,11 +33,13 @@ def write_run(
     controls: dict | None,
     rows: list[Row],
     outputs: list[dict] | None = None,
+    expected: list[dict] | None = None,
 ) -> None:
     """`command`: the words after `python -m bench` that composed the configuration, None where no command did.
     `controls`: what the random keys did (bench.controls), None where none were tried. `outputs`: what is measured of
-    each suspect's outputs (bench.gallery), where a mark is read from them."""
-    more = {} if outputs is None else {"outputs": outputs}
+    each suspect's outputs (bench.gallery), where a mark is read from them. `expected`: what papers report of such a run
+    (bench.store.expected), where its experiment names any."""
+    more = ({} if outputs is None else {"outputs": outputs}) | ({"expected": expected} if expected else {})
     blocks = {"config": config, "env": env, "command": command, "controls": controls, **more}
     write_json(path, {**blocks, "rows": [asdict(row) for row in rows]})
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bench import run, spec, stages
 from bench.cli.usage import help_text, options, problem
+from bench.store import expected
 from tests.helpers import ATTACKS, ROOT
 
 EXPERIMENTS, SCALES = options("experiment"), options("scale")
@@ -40,6 +41,8 @@ def check(words: list[str]) -> DictConfig:
     assert nodes["attack"].goal == cfg.attack.goal
     if isinstance(transfer := getattr(nodes["attack"], "transfer", None), dict):
         spec.build(transfer, "attack.transfer")
+    known = expected.of(cfg, spec.kind(nodes["method"]), spec.kind(nodes["attack"]))
+    assert known or "expected" not in cfg
     return cfg
 
 
@@ -159,3 +162,25 @@ def test_scales_are_in_the_help_and_a_wrong_one_is_one_line():
         == "unknown scale 'smal'; did you mean 'small'? valid: full, small"
     )
     assert problem(["experiment=tang_2024"]).startswith("unknown experiment 'tang_2024'; did you mean 'tang_2025'")
+
+
+def test_what_neuralmark_reports_stands_beside_its_cells(conf):
+    """The published value of each cell that the experiments run, by what its file will hold."""
+
+    def of(experiment: str, *words: str) -> list[tuple]:
+        cfg = check([f"experiment={experiment}", *words])
+        found = expected.of(cfg, spec.kind(spec.build(cfg.method, "method")), cfg.attack._target_.split(".")[1])
+        return [(e["knob"], e["strength"], e["published"]) for e in found if e["knob"] not in expected.BEFORE]
+
+    transfer, back = "neuralmark_2025_transfer", ("data=cifar100", "data@attack.transfer=cifar10")
+    assert of("neuralmark_2025", "method=neuralmark", "attack=forge") == [("tries", 1, 48.6)]
+    assert of("neuralmark_2025", "method=uchida", "attack=forge") == [("learn", "last", 100)]
+    assert of("neuralmark_2025", "method=uchida", "attack=prune") == []
+    for method, values in (("neuralmark", (100, 92.2)), ("uchida", (53.9, 62.1))):
+        words = (f"method={method}", "attack=overwrite", *back)
+        lambdas, rates = of(transfer, *words)
+        assert lambdas == ("lambda factor, lr 0.001", 1000, values[0])
+        assert rates == ("lambda factor, lr 0.01", 1, values[1])
+        cfg = compose("config", overrides=[f"experiment={transfer}", *words])
+        assert (1000 in cfg.attack.factors, {0.001, 0.01} <= set(cfg.attack.lrs)) == (True, True)
+    assert [value for *_, value in of(transfer, "method=uchida", "attack=finetune")] == [85.9, 70.3]

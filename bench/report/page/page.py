@@ -27,7 +27,7 @@ from bench.report.words import CELL, ber, claim, configuration, interval, number
 from bench.store.runfile import GATHERED
 
 MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is asked to hold
-CLAIMS = ("name", "paper", "claim", "criterion", "verdict", "what was seen", "data", "model", "seeds")
+CLAIMS = ("name", "paper", "claim", "criterion", "verdict", "what was seen", "published", "data", "model", "seeds")
 
 
 def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None, left_out: int = 0) -> str:
@@ -44,6 +44,7 @@ def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None, le
         "claims": ("Claims", _claims(claims, {run["rows"][0]["run_id"] for run in content.runs})),
         "curves": ("Attack by attack", _attacks(content, anchors)),
         "pictures": ("Pictures", _part(content, "pictures", anchors, "")),
+        "published": ("Published beside measured", _part(content, "published", anchors, "")),
         "points": ("Every point", _points(content, anchors)),
         "provenance": ("Provenance", _provenance(content, folder, anchors)),
     }
@@ -164,7 +165,8 @@ def _claims(claims: list[dict[str, Any]] | None, known: set[str]) -> str:
         words = [td(str(item["name"])), td(str(item["paper"]))]
         words += [td(str(item[key]), kind="text") for key in ("claim", "criterion")]
         words += [td(str(item["verdict"]), kind=f"cell {JUDGED.get(item['verdict'], 'na')}")]
-        words += [td(str(item["text"]), kind="text"), *(td(str(item[key])) for key in ("data", "model"))]
+        words += [td(str(item[key]), kind="text") for key in ("text", "published")]
+        words += [td(str(item[key])) for key in ("data", "model")]
         words += [td(seeds), f'<td class="run">{runs}</td>', f"<td><code>{escape(str(item['command']))}</code></td>"]
         rows.append(words)
     count = Counter(str(item["verdict"]) for item in claims)

@@ -71,6 +71,10 @@ def test_verdicts_go_into_files_and_a_table_of_80_columns(faked, capsys, tmp_pat
     assert table[1]["text"] == pruning["text"]
     assert pruning["text"].split(" (")[0] in (tmp_path / "tables" / "claims.md").read_text()
     assert r"\toprule" in (tmp_path / "tables" / "claims.tex").read_text()
+    assert [line["published"] for line in table] == [e["published"] for e in entries]
+    assert pruning["published"].startswith("uchida 100% (owner's bits, ratio 0.65: pruning, wrn_10_4, cifar10; ")
+    assert "; published: uchida 100% (" in (tmp_path / "tables" / "claims.md").read_text()
+    assert "published: uchida 100% (" in " ".join(out.out.split())
 
 
 def test_a_failed_claim_is_a_result_and_a_failed_run_is_not(faked, capsys, tmp_path):

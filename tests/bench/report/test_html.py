@@ -219,7 +219,7 @@ def test_claims_are_shown_with_their_runs_or_said_to_be_missing(tmp_path, monkey
     text, page = build(tmp_path, runs, monkeypatch)
     rows = page.table("name", "paper", "claim")
     assert [row[4] for row in rows] == ["held", "failed", "inconclusive", "held"]
-    assert (rows[0][8], rows[0][9]) == ("0, 1", f"{known}, gone")
+    assert (rows[0][9], rows[0][10]) == ("0, 1", f"{known}, gone")
     assert "failed 1, held 2, inconclusive 1" in text
     assert page.hrefs.count(f"#run-{known}") == 4
 

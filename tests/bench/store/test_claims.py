@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
+import pytest
+
+from bench.errors import UserError
 from bench.store import claims as verdicts
 
 
@@ -19,3 +23,16 @@ def test_processes_that_write_at_once_lose_no_verdict(tmp_path):
     for thread in threads:
         thread.join()
     assert [e["name"] for e in verdicts.read(path)] == [f"claim{i:02}" for i in range(12)]
+
+
+def test_entries_of_before_there_were_published_values_are_read(tmp_path):
+    path = tmp_path / "claims.json"
+    old = {name: "x" for name in verdicts.COLUMNS if name != "published"}
+    path.write_text(json.dumps([old]))
+    assert verdicts.read(path) == [{**old, "published": ""}]
+    assert verdicts.remember(path, {**old, "name": "y", "published": "all"})[0] == {**old, "published": ""}
+    assert [entry["published"] for entry in verdicts.read(path)] == ["", "all"]
+    for name in ("text", "verdict"):
+        path.write_text(json.dumps([{key: value for key, value in old.items() if key != name}]))
+        with pytest.raises(UserError, match="holds no claims"):
+            verdicts.read(path)
