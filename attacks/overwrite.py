@@ -23,9 +23,10 @@ class Overwrite(Attack):
     mode `train` (a grid of strengths and learning rates, as in NeuralMark's Sec. 5): first without any training, which
     is all that a method of substitution needs. Then factors: multiples of the method's own lambda_; lrs: learning
     rates; epochs on the attacker's data each. One attacker's draws serve the whole grid, so that its points differ in
-    strength alone. A method that does not train has no rates: a point for each factor. transfer: a conf/data node to train on instead, with a new head for its classes (the paper's own
-    setting, CIFAR-10 <-> CIFAR-100): utility is then that data set's and damage is undefined. The point without
-    training stays with the victim's data and head: there is nothing to train a new one.
+    strength alone. A method that does not train has no rates: a point for each factor. transfer: a conf/data node to
+    train on instead, with a new head for its classes (the paper's own setting, CIFAR-10 <-> CIFAR-100): utility is then
+    that data set's and damage is undefined. The point without training stays with the victim's data and head: there is
+    nothing to train a new one.
     mode `closed_form` (ours): honest keys, written one after another, each by the least change of the weights, in the
     Euclidean norm, after which it reads its message with the median margin of what it read before; keys that this made
     misread are written again, as long as their wrong bits become fewer. A point for each count in `keys`; its claim is
