@@ -234,8 +234,9 @@ class Method:
     for, if it names one. `access` is what extraction reads of a suspect: `weights`; `activations`, weights and what
     they make of the key's own inputs; or `outputs` alone: every network counts then, and of pictures `read` and
     `readings` say what they show (bench.gallery). `signs`: whether bits are signs of what is linear in weights, so that
-    all of them inverted tell of the mark as well. `tunable`: whether `again` depends on its factor. A
-    field that names a file (spec.file()) or a node with a `_target_` is hashed by content.
+    all of them inverted tell of the mark as well. `linear`: whether logits are linear in the weights, permutation and
+    scale of channels held fixed: who rewrites them then solves once (attacks._rewrite). `tunable`: whether `again`
+    depends on its factor. A field that names a file (spec.file()) or a node with a `_target_` is hashed by content.
     """
 
     version: ClassVar[int] = 1
@@ -243,6 +244,7 @@ class Method:
     boundary: ClassVar[float | None] = None
     access: ClassVar[str] = "weights"
     signs: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
     tunable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
