@@ -18,19 +18,19 @@ from bench.types import Fit, Snapshot, Victim
 
 @dataclass(frozen=True)
 class Extract(StudentAttack):
-    """The attacker's own labels are never read. A service of labels answers with classes, int64 [B]; of one that
-    answers with more, a network say, only the largest output counts."""
+    """The attacker's own labels are never read. A service of labels answers with classes, int64 [B], or one a pixel; of
+    one that answers with more, a network say, only the largest output counts."""
 
     needs = ("labels",)
 
     def skip(self, victim: Victim) -> str | None:
-        return None if victim.task.gives == "classes" else "the victim names no class"
+        return None if victim.task.gives in ("classes", "maps") else "the victim names no class"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         def loss(model: nn.Module, batch: Any) -> Tensor:
             images = victim.task.inputs(batch)
             with torch.no_grad():
                 answer = victim.model(images)
-            return functional.cross_entropy(model(images), answer if answer.dim() == 1 else answer.argmax(1))
+            return functional.cross_entropy(model(images), answer.argmax(1) if answer.is_floating_point() else answer)
 
         yield from self.learned(victim, int(rng.integers(2**62)), fit, loss)

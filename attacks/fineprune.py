@@ -77,7 +77,7 @@ class Units:
 def units(model: nn.Module, example: Tensor) -> Units | None:
     """The units of the last stage that are read last, or None where none can be told apart (bench.models.symmetry)."""
     model = copy.deepcopy(model).eval()
-    inner = [name for name in weights(model) if name.split(".")[0] not in anatomy.of(model).heads]
+    inner = [name for name in weights(model) if not anatomy.of(model).headed(name)]
     names, last = [*weights(model)], stage(inner[-1]) if inner else ""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it runs as one operation, which nothing can be read off

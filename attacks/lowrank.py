@@ -35,8 +35,7 @@ class Lowrank(TunedAttack):
             raise ConfigError("attack.finetune_after needs data: attack.data=attacker")
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
-        heads = anatomy.of(victim.model).heads
-        names = [name for name in weights(victim.model) if name.split(".")[0] not in heads]
+        names = [name for name in weights(victim.model) if not anatomy.of(victim.model).headed(name)]
         matrices = {name: _matrix(victim.model.get_parameter(name)) for name in names}
         parts = {name: torch.linalg.svd(matrix, full_matrices=False) for name, matrix in matrices.items()}
         for share in self.shares:

@@ -1,7 +1,8 @@
 """What a mark read from pictures looks like: numbers beside the verdicts (bench.report.readings has their tables),
 and a figure of a run's suspects.
 
-For methods whose `access` is `outputs` on a task of pictures, which have `read` and `readings` beside `extract`.
+For methods whose `access` is `outputs` on a task of pictures, which have `read` and `readings` beside `extract`. And a
+figure of what host, victim and suspects give, for tasks that have `examples`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.models.anatomy import receptive_field
 from bench.types import Key
 
 AMPLIFIED = 10
+MOST = 4  # suspects in a Sketch
 COLUMNS = ("input", "unmarked output", "its output", f"difference x{AMPLIFIED}", "read from it")
 
 
@@ -82,6 +84,54 @@ class Gallery:
                 axes[2 * i][0].set_ylabel("\n".join(said), y=0.0, rotation=0, ha="right", va="center", fontsize=7)
             fig.suptitle(title, fontsize=10, fontweight="bold")
             return save(fig, stem, ["png"])[0]
+
+
+@dataclass
+class Sketch:
+    """A run's figure where the task has `examples`: those, and what host, victim and suspects make of them."""
+
+    numbers: None = None  # a table of a Gallery's
+    columns: list[tuple[str, list[Any]]] = field(default_factory=list)
+
+    def add(self, x: Experiment, model: nn.Module, key: Key | None, knob: str, strength: float | None) -> None:
+        if not self.columns:
+            self.columns += x.task.examples().items()
+        said, shown = x.task.shows(model)
+        name = "victim" if knob == "none" else suspect(knob, strength)
+        self.columns.append((f"{name}\n{said}", shown))
+
+    def draw(self, stem: Path, title: str) -> Path:
+        """The figure stem.png: a column each; of many suspects MOST, evenly over the attack, the last one among them."""
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        from bench.report.figures.static import save
+        from bench.report.style import STYLE
+
+        first = next(i for i, (name, _) in enumerate(self.columns) if name.startswith("victim")) + 1
+        rest = self.columns[first:]
+        few = [rest[-1 - i * len(rest) // MOST] for i in range(MOST)][::-1] if len(rest) > MOST else rest
+        columns = [*self.columns[:first], *few]
+        count = len(columns[0][1])
+        with mpl.rc_context({**STYLE, "axes.grid": False}):
+            fig = Figure(figsize=(1.5 * len(columns), 1.3 * count + 1.0), layout="constrained")
+            axes = fig.subplots(count, len(columns), squeeze=False)
+            for j, (name, shown) in enumerate(columns):
+                axes[0][j].set_title(name, fontsize=7)
+                for ax, item in zip(axes[:, j], shown, strict=True):
+                    _place(ax, item)
+            fig.suptitle(title, fontsize=9, fontweight="bold")
+            return save(fig, stem, ["png"])[0]
+
+
+def _place(ax: Any, item: Any) -> None:
+    """A picture [3, H, W] in 0..255, or a text."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if isinstance(item, str):
+        ax.text(0.02, 0.98, item, fontsize=5, va="top", wrap=True, transform=ax.transAxes)
+    else:
+        ax.imshow(item.permute(1, 2, 0).to(torch.uint8).numpy(), interpolation="nearest")
 
 
 def path(x: Experiment) -> Path:

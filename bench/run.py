@@ -24,7 +24,7 @@ import bench
 from bench import controls, gallery, loggers, machine, metrics, spec, stages, threat
 from bench.errors import ConfigError, UserError
 from bench.experiment import Experiment, prepare
-from bench.gallery import Gallery
+from bench.gallery import Gallery, Sketch
 from bench.judge import Judge
 from bench.progress import Progress, Say, silent, unseen
 from bench.store.runfile import BrokenRun, write_run
@@ -48,7 +48,7 @@ class Made:
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: done, cached, skipped or failed; rows, the run file, an exit status, the method's boundary,
-    what the random keys did; for a mark in pictures what they measure, and their figure."""
+    what the random keys did; for a mark in pictures what they measure; a figure."""
 
     status: str
     rows: list[Row]
@@ -61,7 +61,7 @@ class Outcome:
     figure: Path | None = None
 
 
-def rows(x: Experiment, shown: Gallery | None = None) -> Iterator[Row]:
+def rows(x: Experiment, shown: Gallery | Sketch | None = None) -> Iterator[Row]:
     """The controls (host under the owner's key, and for a mark in pictures the inputs and what they should become), the
     victim, then one row per snapshot of the attack; at last, where an attack has a `twin`, the same on the host.
     """
@@ -156,7 +156,7 @@ def run(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: 
 
 def recorded(x: Experiment) -> Made:
     """All that a run makes, written to its file; where something goes wrong, the rows so far and a failed one."""
-    shown = Gallery() if controls.in_pictures(x) else None
+    shown = Gallery() if controls.in_pictures(x) else Sketch() if x.task.examples() else None
     made = Made([], None, shown and shown.numbers)
     try:
         for row in rows(x, shown):
@@ -201,8 +201,7 @@ def concluded(x: Experiment, status: str, made: Made) -> Outcome:
         skipped = (row.error or "" for row in made.rows if row.status == "skipped" and row.knob == "none")
         code, message = 0, next(skipped, "")
         status = "skipped" if message else status
-    drawn = gallery.path(x).with_suffix(".png") if made.outputs else None
-    figure = drawn if drawn and drawn.is_file() else None
+    figure = drawn if (drawn := gallery.path(x).with_suffix(".png")).is_file() else None
     return Outcome(status, made.rows, x.path, message, code, x.method.boundary, made.controls, made.outputs, figure)
 
 

@@ -16,7 +16,7 @@ from bench.types import Key, Victim
 
 class Service(nn.Module):
     """A network behind its outputs: no weights, buffers, modules or gradients. It gives pictures, rounded to 8 bits,
-    logits [B, C] or, where `labels` is said, the class alone, int64 [B].
+    logits [B, C] (or [B, C, H, W], of each pixel) or, where `labels` is said, the class alone, int64 [B].
 
     PermissionError for whoever asks for its parameters.
     """
@@ -24,7 +24,7 @@ class Service(nn.Module):
     def __init__(self, model: nn.Module, gives: str):
         super().__init__()
         self.register_buffer("place", torch.empty(0, device=device_of(model)))  # where it is to be called
-        shown = {"pictures": seen, "classes": lambda logits: logits, "labels": lambda logits: logits.argmax(1)}[gives]
+        shown = {"pictures": seen, "labels": lambda logits: logits.argmax(1)}.get(gives, lambda logits: logits)
 
         def ask(images: Tensor) -> Tensor:
             with torch.no_grad():
@@ -49,7 +49,7 @@ def stolen(x: Experiment, model: nn.Module, key: Key | None, host: Callable[[], 
     knows = set(x.attack.knows)
     public = "host" in knows and x.method.marks and x.method.trains_on
     privileged = {"layer", "key"} & knows
-    gives = "labels" if "outputs" not in knows and x.task.gives == "classes" else x.task.gives
+    gives = "labels" if "outputs" not in knows and x.task.gives in ("classes", "maps") else x.task.gives
     return Victim(
         model if x.method.released and "weights" in knows else Service(model, gives),
         x.method,

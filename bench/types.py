@@ -218,6 +218,15 @@ class Task:
         """What a network gives for the inputs of `asks`, as whoever asks sees it: pictures [N, 3, H, W] in 0..255."""
         raise self.refuses("its networks give no pictures")
 
+    def examples(self) -> dict[str, list[Any]]:
+        """For a run's figure some inputs of `asks` and what should come out, by name: pictures [3, H, W] in 0..255 or
+        texts. Empty: there is no such figure."""
+        return {}
+
+    def shows(self, model: nn.Module) -> tuple[str, list[Any]]:
+        """A caption, and what a network makes of the `examples`, in their order and form."""
+        raise NotImplementedError
+
     def undegraded(self) -> Task:
         """The same task with inputs that are what a network should give."""
         raise self.refuses("its networks give no pictures")

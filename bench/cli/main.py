@@ -43,6 +43,8 @@ def main(cfg: DictConfig) -> str:
         terminal.table(outcome.rows, *judge, outcome.boundary, outcome.controls, cfg.verify.get("claim"))
     if outcome.outputs:
         terminal.pictures(outcome.outputs, outcome.rows[0].seed, outcome.figure)
+    elif outcome.figure:
+        print(outcome.figure)
     if outcome.status == "failed":
         terminal.say(f"error: {outcome.message}")
     elif outcome.path is not None:

@@ -48,19 +48,24 @@ def open_images(data: Data, cache: str | Path | Cache, say: Say = silent) -> Ima
         decoded = data.decode()
         tensors = {name: value for name, value in vars(decoded).items() if name != "classes"}
         save_file(tensors, folder / "images.safetensors")
-        # Per-channel statistics of the training set, in pixel units 0..255; in float64 and in parts, for memory.
-        sums = [(p.double().sum((0, 2, 3)), p.double().square().sum((0, 2, 3))) for p in decoded.train.split(4096)]
-        count = decoded.train[:, 0].numel()
-        mean = sum(s[0] for s in sums) / count
-        std = (sum(s[1] for s in sums) / count - mean**2).clamp_min(1).sqrt()
+        mean, std = channels(decoded.train)
         size = {"image_size": decoded.train.shape[-1], "train": len(decoded.train), "test": len(decoded.test)}
-        return {"classes": decoded.classes, **size, "mean": mean.tolist(), "std": std.tolist()}
+        return {"classes": decoded.classes, **size, "mean": mean, "std": std}
 
     entry = cached(cache, "data", data.source(), build, say)
     if entry.built:
         counts = f"{entry['train']:,} + {entry['test']:,} images of {len(entry['classes'])} classes"
         say(f"data: decoded {counts}, {data.name}{told(data.ignored())}")
     return Images(data, entry)
+
+
+def channels(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation by channel of images [N, C, H, W], in pixel units 0..255; in float64, in parts, for memory."""
+    sums = [(p.double().sum((0, 2, 3)), p.double().square().sum((0, 2, 3))) for p in images.split(4096)]
+    count = images[:, 0].numel()
+    mean = sum(s[0] for s in sums) / count
+    std = (sum(s[1] for s in sums) / count - mean**2).clamp_min(1).sqrt()
+    return mean.tolist(), std.tolist()
 
 
 def resident(images: Images, device: torch.device) -> dict[str, Tensor]:

@@ -69,6 +69,11 @@ class Data:
         pictures without labels."""
         raise ConfigError(f"data={type(self).__name__.lower()} has no labels: it is for task=restoration")
 
+    def mask_source(self) -> dict[str, Any]:
+        """`source` of what has masks (bench.data.masks). Raises ConfigError where there are none."""
+        kind = type(self).__name__.lower()
+        raise ConfigError(f"data={kind} has no masks: task=segmentation takes data=scenes, camvid, cityscapes, voc")
+
     def decode(self) -> Decoded:
         raise NotImplementedError
 

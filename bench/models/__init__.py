@@ -3,5 +3,6 @@
 from bench.models.cifarnet import Cifarnet
 from bench.models.classifiers import Model
 from bench.models.restorers import Restorer
+from bench.models.segmenters import Segmenter
 
-__all__ = ["Cifarnet", "Model", "Restorer"]
+__all__ = ["Cifarnet", "Model", "Restorer", "Segmenter"]

@@ -23,6 +23,7 @@ class Signature:
     """What a network must fit: classes (0: none), pixels per side, channel statistics in pixel units 0..255.
 
     patches: gives the covariance [12, 12] of 2x2 patches of normalised training images, or None where there is no such.
+    shape: (height, width) of pictures that are no squares.
     """
 
     num_classes: int
@@ -30,6 +31,11 @@ class Signature:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     patches: Callable[[], Tensor] | None = None
+    shape: tuple[int, int] | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return self.shape or (self.image_size, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -93,16 +99,19 @@ class Network:
         if self.checkpoint:
             load(net, self.checkpoint, self.head(net, io))
         normalising(net, io.mean, io.std)
-        images = torch.zeros(2, 3, io.image_size, io.image_size, dtype=torch.uint8)
+        images = torch.zeros(2, 3, *io.sides, dtype=torch.uint8)
         try:
             out = anatomy.examine(net, images, self.heads(net, io))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(
-                f"the model does not take {io.image_size}x{io.image_size} images ({str(error).splitlines()[0]}); "
+                f"the model does not take {'x'.join(map(str, io.sides[::-1]))} images ({str(error).splitlines()[0]}); "
                 "set data.image_size, model.stem=small or another model"
             ) from error
         if self.gives == "classes" and out.shape != (2, io.num_classes):
             raise ConfigError(f"the model gives outputs of shape {tuple(out.shape[1:])}, not {io.num_classes} logits")
+        if self.gives == "maps" and out.shape != (2, io.num_classes, *io.sides):
+            shapes = tuple(out.shape[1:]), (io.num_classes, *io.sides)
+            raise ConfigError(f"the model gives outputs of shape {shapes[0]}, not {shapes[1]}: logits of each pixel")
         return net
 
 

@@ -41,7 +41,7 @@ def candidates(model: nn.Module) -> dict[str, Tensor]:
     """The weights that may carry a mark: see above. A model that is all head offers all but its last."""
     everything = weights(model)
     noted = anatomy.of(model)
-    inner = {k: w for k, w in everything.items() if k.split(".")[0] not in noted.heads}
+    inner = {k: w for k, w in everything.items() if not noted.headed(k)}
     live = {k: w for k, w in inner.items() if k not in noted.dead}
     return live or inner or dict(list(everything.items())[:-1])
 
