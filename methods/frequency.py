@@ -71,7 +71,7 @@ class Frequency(Regulariser):
         if not self.module:
             return model
         site, shape = choose(model, task.example(), self.stage, self.n_bits, len(self.free((64, 64))))
-        layout = "tokens" if len(shape) == 3 else "first" if shape[2] == shape[3] else "last"
+        layout = "tokens" if len(shape) == 3 else "first" if first(shape, task.example().shape) else "last"
         if self.radius and layout == "tokens":
             side = math.isqrt(shape[1])
             if side * side != shape[1]:
@@ -290,6 +290,13 @@ def capacity(weight: Tensor) -> int:
     return weight.shape[1] * (weight[0, 0].numel() - 1) if weight.dim() == 4 else 0
 
 
+def first(shape: torch.Size, inputs: torch.Size) -> bool:
+    """Whether maps of inputs [B, 3, H, W] have their channels before their sides: those are in the inputs' proportion,
+    but for what strides round off."""
+    height, width = inputs[2:]
+    return abs(shape[2] / shape[3] - height / width) <= abs(shape[1] / shape[2] - height / width)
+
+
 def bound(seed: np.ndarray, message: np.ndarray, reference: Tensor) -> dict[str, Tensor]:
     """Assignment [n, m] and signs [n, m] of the carriers, from a committed seed, the message and the pilots.
 
@@ -333,7 +340,7 @@ def choose(model: nn.Module, example: Tensor, pattern: str | None, n_bits: int, 
     model.train(was_training)
     for hook in hooks:
         hook.remove()
-    channels = {name: s[1] if len(s) == 4 and s[2] == s[3] else s[-1] for name, s in shapes.items()}
+    channels = {name: s[1] if len(s) == 4 and first(s, example.shape) else s[-1] for name, s in shapes.items()}
     fit = [n for n, c in channels.items() if c * (c - matching.PILOTS) * free >= (n_bits if pattern else 64 * n_bits)]
     if not fit:
         what = f"method.stage={pattern}" if pattern else "no stage of this network"

@@ -24,6 +24,7 @@ from bench.models import weights
 from bench.models.anatomy import Anatomy
 from bench.store.cache import Cache
 from bench.tasks.restoration import RestorationTask
+from bench.tasks.segmentation import SegmentationTask
 from bench.train import Fit
 from bench.types import Victim
 from methods.neuralmark import Neuralmark
@@ -215,6 +216,26 @@ def restoration_task(folder: Path, results: Path, *more: str, say=lambda line: N
     return spec.build(cfg.task, "task").open(
         spec.build(cfg.data, "data"), Cache(str(results / "cache"), None), CPU, say
     )
+
+
+# Masks
+
+SCENES = ("task=segmentation", "data.image_size=32", "data.block=16", "data.tests=8", "data.crop=2")
+DEEPLAB = (
+    *("model=smp", "model.name=deeplabv3", "model.encoder=tu-test_resnet", "+model.kwargs.encoder_depth=4"),
+    *("+model.kwargs.encoder_output_stride=8", "+model.kwargs.decoder_channels=32"),
+    "+model.kwargs.decoder_atrous_rates=[1,2,3]",  # 4 x 4 maps
+)
+
+
+def segmentation(*more: str) -> list[str]:
+    """A small segmentation task and a DeepLab of 300,000 weights."""
+    return [*SCENES, *DEEPLAB, "train.epochs=25", "train.lr=0.005", "device=cpu", *more]
+
+
+def segmentation_task(results: Path, *more: str) -> SegmentationTask:
+    cfg, cache = config(*segmentation(*more)), Cache(str(results / "cache"), None)
+    return spec.build(cfg.task, "task").open(spec.build(cfg.data, "data"), cache, CPU, lambda line: None)
 
 
 def load_tensors(folder: Path) -> dict[str, Tensor]:
