@@ -17,7 +17,8 @@ from bench.data.decoding import read_all
 from bench.data.masks import Segmented, Masked
 from bench.errors import UserError, within
 
-SOLID = 0.5  # coverage from which a pixel is the digit's
+SOLID = 0.3  # coverage from which a pixel is the digit's
+APART = 60.0  # of 255: mean difference by channel of a digit's colour from what it covers
 SCALES = (2.0, 4.0)  # of the 8x8 digits
 MOST = 6  # digits in a scene; 2 at least
 
@@ -80,10 +81,18 @@ class Scenes(Masked):
                 size = min(size, side)
                 shape = functional.interpolate(ink[which][None, None], (size, size), mode="bilinear")[0, 0].clamp(0, 1)
                 y, x = (int(rng.integers(side - size + 1)) for _ in range(2))
-                colour = torch.from_numpy(rng.uniform(0, 255, 3)).float()[:, None, None]
                 place = (slice(y, y + size), slice(x, x + size))
+                colour = unlike(picture[:, *place].mean((1, 2)), rng)[:, None, None]
                 picture[:, *place] = shape * colour + (1 - shape) * picture[:, *place]
                 mask[place][shape > SOLID] = int(labels[which]) + 1
             pictures.append(picture.round().clamp(0, 255).to(torch.uint8))
             masks.append(mask)
         return torch.stack(pictures), torch.stack(masks)
+
+
+def unlike(colour: Tensor, rng: np.random.Generator) -> Tensor:
+    """A random colour [3] in 0..255 that can be told from another."""
+    while True:
+        drawn = torch.from_numpy(rng.uniform(0, 255, 3)).float()
+        if float((drawn - colour).abs().mean()) >= APART:
+            return drawn

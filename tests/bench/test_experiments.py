@@ -19,6 +19,7 @@ from tests.helpers import ATTACKS, ROOT
 EXPERIMENTS, SCALES = options("experiment"), options("scale")
 PAPERS = ["uchida_2017", "neuralmark_2025", "watermas_2024", "tang_2025"]
 NODES = ("method", "attack", "model", "data", "train", "task", "verify")
+OWN = {"zhang_2021": "skimage", "watermas_2024_segmentation": "scenes"}  # data of tasks without classes of pictures
 HERE = "results_dir=unused"
 BOTH = [(e, s) for e in EXPERIMENTS for s in SCALES]
 
@@ -76,7 +77,7 @@ def test_every_job_builds(conf, experiment, scale):
 def test_every_network_has_room_for_its_mark(conf, tmp_path, experiment, scale):
     """Digits have the classes and the size of CIFAR-10: networks are built, keys drawn, nothing is trained."""
     more = [
-        f"data={'skimage' if experiment == 'zhang_2021' else 'digits'}",
+        f"data={OWN.get(experiment, 'digits')}",
         *(["attack.transfer=null"] if experiment.endswith("transfer") else []),
     ]
     seen = set()
