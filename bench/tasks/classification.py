@@ -129,7 +129,8 @@ class ClassificationTask(Task):
 
     def build(self, model: base.Network, seed: int) -> nn.Module:
         if model.gives != self.gives:
-            raise ConfigError(f"model {model.title} gives images: it is for task=restoration, not classification")
+            task = {"maps": "segmentation"}.get(model.gives, "restoration")
+            raise ConfigError(f"model {model.title} gives {model.gives}: it is for task={task}, not classification")
         return base.to_device(model.build(self.signature, seed), self.device)
 
     def head(self, model: nn.Module) -> str:

@@ -72,7 +72,7 @@ def test_every_pair_runs_or_says_why_not(results, method, attack):
 def test_a_mark_in_pictures_is_none_in_masks(results):
     outcome = run.job(config("method=boxfree", *segmentation(f"results_dir={results}")))
     assert (outcome.status, outcome.code) == ("failed", 2)
-    assert "task=segmentation" in outcome.message
+    assert "method=boxfree marks pictures" in outcome.message
     assert "\n" not in outcome.message
 
 
