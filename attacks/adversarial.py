@@ -34,7 +34,9 @@ class Adversarial(TunedAttack):
         super().__post_init__()
 
     def skip(self, victim: Victim) -> str | None:
-        return None if victim.task.gives in ("classes", "maps") else "the victim names no class that an input could be moved from"
+        if victim.task.gives in ("classes", "maps"):
+            return None
+        return "the victim names no class that an input could be moved from"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         for eps in self.eps:

@@ -101,7 +101,7 @@ class Sketch:
         self.columns.append((f"{name}\n{said}", shown))
 
     def draw(self, stem: Path, title: str) -> Path:
-        """The figure stem.png: a column each; of many suspects MOST, evenly over the attack, the last one among them."""
+        """The figure stem.png: a column each; of many suspects MOST, evenly over the attack, with the last one."""
         import matplotlib as mpl
         from matplotlib.figure import Figure
 

@@ -18,7 +18,8 @@ from bench.cli.usage import options
 from bench.experiment import Experiment
 
 # Presets that name no network of their own, and those of other tasks than classification.
-OPEN = ("timm", "torchvision", "unet", "dncnn", "dncnn8", "resnet_ir", "resnet_ir4")
+OPEN = ("timm", "torchvision", "unet", "dncnn", "dncnn8", "resnet_ir", "resnet_ir4", "smp", "torchvision_segmentation")
+OPEN += ("deeplabv3_resnet10t", "deeplabv3_mobilenetv3", "deeplabv3_resnet50", "unet_tiny")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 

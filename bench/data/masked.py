@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.data.decoding import parquet_images, parquet_schema, parquet_table
-from bench.data.masks import VOID, Segmented, Masked, Pair, read_pairs, uneven
+from bench.data.masks import VOID, Masked, Pair, Segmented, read_pairs, uneven
 from bench.data.source import existing, stamp
 from bench.errors import ConfigError, UserError, near
 

@@ -148,8 +148,8 @@ def read_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Pictures [N, 3, H, W] and masks [N, H, W]: the longer side `size` (None: as they are), the picture resized by
     Lanczos, the mask to the nearest. `square`: into a square, top left, what is left over black and void. table [256]:
-    what becomes of a mask's values. Raises UserError for one that cannot be read, has another size than its picture or is
-    coloured, and for shapes that differ."""
+    what becomes of a mask's values. Raises UserError for a mask that cannot be read, has another size than its picture
+    or is coloured, and for shapes that differ."""
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda pair: _read(pair, size, table, square), pairs))
     shapes = {mask.shape for _, mask in found}

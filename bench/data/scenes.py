@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from bench.data.builtin import TEST, TRAIN
 from bench.data.decoding import read_all
-from bench.data.masks import Segmented, Masked
+from bench.data.masks import Masked, Segmented
 from bench.errors import UserError, within
 
 SOLID = 0.3  # coverage from which a pixel is the digit's

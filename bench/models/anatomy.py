@@ -15,8 +15,9 @@ class Anatomy:
     """What `examine` found.
 
     dead: weights of convolutions some of whose taps see nothing but padding: a 3x3 kernel on a 1x1 map has eight. The
-    function does not depend on them, training does not move them. heads: modules behind the feature extractor. channels_last: whether the CPU trains it quicker in that layout (benchmarks/layout.py): where most of
-    what convolutions read and write passes through 1x1 or grouped ones (1.1 to 1.6 times), unless the weights of all
+    function does not depend on them, training does not move them. heads: modules behind the feature extractor.
+    channels_last: whether the CPU trains it quicker in that layout (benchmarks/layout.py): where most of what
+    convolutions read and write passes through 1x1 or grouped ones (1.1 to 1.6 times), unless the weights of all
     outweigh a batch's maps (0.65 times); with full 3x3 kernels it is slower or the same.
     """
 

@@ -96,7 +96,7 @@ class Torchvision(Maps):
     def maps(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
         # LR-ASPP reads two maps; else `aux` is for a head that is left out.
-        return self.classifier(features["out"] if "out" in features else features)
+        return self.classifier(features.get("out", features))
 
 
 class Own(Maps):

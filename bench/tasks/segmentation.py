@@ -173,8 +173,8 @@ class SegmentationTask(Task):
     def build(self, model: base.Network, seed: int) -> nn.Module:
         if model.gives != self.gives:
             raise ConfigError(
-                f"model {model.title} gives no class for each pixel: task=segmentation takes model=deeplabv3_resnet10t, "
-                "deeplabv3_mobilenetv3, unet_tiny, smp, torchvision_segmentation"
+                f"model {model.title} gives no class for each pixel: task=segmentation takes "
+                "model=deeplabv3_resnet10t, deeplabv3_mobilenetv3, unet_tiny, smp, torchvision_segmentation"
             )
         return base.to_device(model.build(self.signature, seed), self.device)
 
@@ -183,7 +183,7 @@ class SegmentationTask(Task):
         return {"picture": [*pictures.cpu()], "truth": [*painted(masks.cpu(), self.classes)]}
 
     def shows(self, model: nn.Module) -> tuple[str, list[Tensor]]:
-        pictures, masks = self._shown()
+        pictures = self._shown()[0]
         with torch.inference_mode():
             found = model.eval()(pictures.to(device_of(model))).argmax(1)
         scores = self.scores(model, self.asks)
