@@ -148,7 +148,7 @@ def hold_out(images: Tensor, labels: Tensor, classes: list[str], fraction: float
     return Decoded(images[train], labels[train], images[test], labels[test], classes)
 
 
-def split_indices(data: Data, n_train: int, n_test: int) -> dict[str, Tensor]:
+def split_indices(data: Any, n_train: int, n_test: int, what: str = "training images") -> dict[str, Tensor]:
     """Disjoint positions of owner, attacker and validation in the training set, and of the test set.
 
     Raises ConfigError when a split would be empty.
@@ -163,7 +163,7 @@ def split_indices(data: Data, n_train: int, n_test: int) -> dict[str, Tensor]:
     chosen = np.random.default_rng(data.split_seed).permutation(n_test)[: data.test_limit or n_test]
     splits["test"] = torch.from_numpy(np.sort(chosen))
     if empty := [name for name in ("owner", "attacker", "test") if not len(splits[name])]:
-        raise ConfigError(f"data: the {empty[0]} split is empty ({n_train} training images); change data.*")
+        raise ConfigError(f"data: the {empty[0]} split is empty ({n_train} {what}); change data.*")
     return splits
 
 

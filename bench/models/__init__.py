@@ -2,7 +2,8 @@
 
 from bench.models.cifarnet import Cifarnet
 from bench.models.classifiers import Model
+from bench.models.gpt import Gpt2, Nano
 from bench.models.restorers import Restorer
 from bench.models.segmenters import Segmenter
 
-__all__ = ["Cifarnet", "Model", "Restorer", "Segmenter"]
+__all__ = ["Cifarnet", "Gpt2", "Model", "Nano", "Restorer", "Segmenter"]
