@@ -28,7 +28,7 @@ class Distill(StudentAttack):
     alpha: float = spec.later(1.0, check=within(0, 1))
 
     def fits(self, task: Task) -> None:
-        if self.temperature != 1 and task.gives not in ("classes", "maps"):
+        if self.temperature != 1 and task.gives not in ("classes", "maps", "text"):
             raise task.refuses("its networks give no logits to divide: attack.temperature=1")
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:

@@ -33,7 +33,7 @@ class Elastic(TunedAttack):
     labelled: bool
 
     def skip(self, victim: Victim) -> str | None:
-        return None if victim.task.gives in ("classes", "maps") else "the victim names no class"
+        return None if victim.task.gives in ("classes", "maps", "text") else "the victim names no class"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         task = victim.task

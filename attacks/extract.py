@@ -24,7 +24,7 @@ class Extract(StudentAttack):
     needs = ("labels",)
 
     def skip(self, victim: Victim) -> str | None:
-        return None if victim.task.gives in ("classes", "maps") else "the victim names no class"
+        return None if victim.task.gives in ("classes", "maps", "text") else "the victim names no class"
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         def loss(model: nn.Module, batch: Any) -> Tensor:

@@ -1,8 +1,9 @@
-"""What a mark read from pictures looks like: numbers beside the verdicts (bench.report.readings has their tables),
-and a figure of a run's suspects.
+"""What a run's suspects give, for people: numbers beside the verdicts (bench.report.readings has their tables), and a
+figure.
 
-For methods whose `access` is `outputs` on a task of pictures, which have `read` and `readings` beside `extract`. And a
-figure of what host, victim and suspects give, for tasks that have `examples`.
+Pictures (`Gallery`), for methods whose `access` is `outputs` on a task of pictures, which have `read` and `readings`
+beside `extract`; what host, victim and suspects make of a task's `examples` (`Sketch`); what networks of text write
+(`Writings`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.types import Key
 
 AMPLIFIED = 10
 MOST = 4  # suspects in a Sketch
+SHOWN = 3  # prompts
 COLUMNS = ("input", "unmarked output", "its output", f"difference x{AMPLIFIED}", "read from it")
 
 
@@ -134,8 +136,63 @@ def _place(ax: Any, item: Any) -> None:
         ax.imshow(item.permute(1, 2, 0).to(torch.uint8).numpy(), interpolation="nearest")
 
 
+@dataclass
+class Writings:
+    """What host, victim and suspects write after the same prompts, the likeliest token each time. The first of
+    `numbers` has the prompts and, as `written`, the references."""
+
+    numbers: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[list[int]] = field(default_factory=list)
+
+    def add(self, x: Experiment, model: nn.Module, key: Key, knob: str, strength: float | None) -> None:
+        """One more suspect: what it writes, and its perplexity per token."""
+        if not self.numbers:
+            self.asked, given = map(list, zip(*x.task.questions(x.task.asks, SHOWN), strict=True))
+            first = {"prompt": [*map(x.task.text, self.asked)], "written": [texts[0] for texts in given]}
+            self.numbers.append({"knob": "reference", "strength": None, **first})
+        written = [x.task.text(tokens) for tokens in x.task.written(model, self.asked, x.task.config.written)]
+        numbers = {"perplexity": x.task.perplexity(model), "written": written}
+        self.numbers.append({"knob": knob, "strength": strength, **numbers})
+
+    def draw(self, stem: Path, title: str) -> Path:
+        """The figure stem.png: prompt, reference, and what host, victim and the last suspect write."""
+        import textwrap
+
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        from bench.report.figures.static import save
+        from bench.report.readings import spoken
+        from bench.report.style import STYLE
+
+        parts = [[(name, textwrap.wrap(texts[i], 88) or ["(nothing)"]) for name, texts in spoken(self.numbers)]
+                 for i in range(len(self.asked))]
+        height = sum(len(text) + 0.6 for part in parts for _, text in part) + 2
+        with mpl.rc_context(STYLE):
+            fig = Figure(figsize=(8.6, 0.17 * height + 0.3))
+            fig.suptitle(title, fontsize=10, fontweight="bold", y=1 - 0.12 / (0.17 * height))
+            at = 1.6
+            for part in parts:
+                for name, text in part:
+                    y, bold = 1 - at / height, "bold" if name == "prompt" else "normal"
+                    fig.text(0.17, y, name, ha="right", va="top", fontsize=8, color="dimgrey")
+                    body = "\n".join(text).replace("$", r"\$")
+                    fig.text(0.19, y, body, va="top", fontsize=8, family="monospace", fontweight=bold)
+                    at += len(text) + 0.6
+            return save(fig, stem, ["png"])[0]
+
+
+def of(x: Experiment, pictures: bool) -> Gallery | Sketch | Writings | None:
+    """What keeps a run's suspects for people, if anything does. `pictures`: the mark is read from some."""
+    if pictures:
+        return Gallery()
+    if x.method.marks and x.task.gives == "text":
+        return Writings()
+    return Sketch() if x.task.examples() else None
+
+
 def path(x: Experiment) -> Path:
-    """Where a run's pictures are, without the ending."""
+    """Where a run's figure is, without the ending."""
     return x.results / "figures" / f"{x.method_name}_{x.attack_name}_{x.run_id}"
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from bench import metrics
 from bench.experiment import Experiment
-from bench.gallery import Gallery, Sketch
+from bench.gallery import Gallery, Sketch, Writings
 from bench.models import align, weights
 from bench.stages import evaluate
 from bench.types import Key, Row, Snapshot, Task
@@ -20,13 +20,13 @@ from bench.types import Key, Row, Snapshot, Task
 @dataclass(frozen=True)
 class Judge:
     """Who measures the suspects of one run: with the owner's key (None: nothing is marked), against the utilities of
-    host and victim, {utility_host, utility_victim}; a gallery keeps what they give. `committed`: the
+    host and victim, {utility_host, utility_victim}; a gallery keeps what suspects give, for people. `committed`: the
     marked network as it was committed with the key, by which a suspect's channels are put back (verify.align)."""
 
     x: Experiment
     key: Key | None
     utilities: dict[str, float]
-    gallery: Gallery | Sketch | None = None
+    gallery: Gallery | Sketch | Writings | None = None
     committed: nn.Module | None = None
 
     def row(self, snapshot: Snapshot, **known: Any) -> Row:
@@ -48,7 +48,7 @@ class Judge:
             values |= {"committed": x.readings > 1, "chance": _uneven(x, key)}
             if not ok and x.readings > 1 and self.committed is not None:
                 values |= self.aligned(snapshot.model)
-        if self.gallery and not snapshot.moved:
+        if self.gallery is not None and not snapshot.moved:
             self.gallery.add(x, snapshot.model, key, snapshot.knob, snapshot.strength)
         if snapshot.claim is not None:
             error, log10_p, ok = judged(x, snapshot.model, snapshot.claim, x.bar)

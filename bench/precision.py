@@ -95,7 +95,8 @@ def seconds(train: Train, model: Network, task: Task, precision: str) -> float:
     if last_layout(net, train, device):
         net.to(memory_format=torch.channels_last)
     optimizer, rng, found = train.optimizer_for(list(net.parameters())), torch.Generator().manual_seed(0), []
-    inputs = torch.randint(0, 256, task.example(train.batch_size).shape, generator=rng, dtype=torch.uint8)
+    example = task.example(train.batch_size)
+    inputs = torch.randint(0, 256, example.shape, generator=rng, dtype=example.dtype)
     for _ in range(1 + TIMED):
         started = time.perf_counter()
         with train.autocast(device):

@@ -24,7 +24,7 @@ import bench
 from bench import controls, gallery, loggers, machine, metrics, spec, stages, threat
 from bench.errors import ConfigError, UserError
 from bench.experiment import Experiment, prepare
-from bench.gallery import Gallery, Sketch
+from bench.gallery import Gallery, Sketch, Writings
 from bench.judge import Judge
 from bench.progress import Progress, Say, silent, unseen
 from bench.store.runfile import BrokenRun, write_run
@@ -61,7 +61,7 @@ class Outcome:
     figure: Path | None = None
 
 
-def rows(x: Experiment, shown: Gallery | Sketch | None = None) -> Iterator[Row]:
+def rows(x: Experiment, shown: Gallery | Sketch | Writings | None = None) -> Iterator[Row]:
     """The controls (host under the owner's key, and for a mark in pictures the inputs and what they should become), the
     victim, then one row per snapshot of the attack; at last, where an attack has a `twin`, the same on the host.
     """
@@ -156,7 +156,7 @@ def run(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: 
 
 def recorded(x: Experiment) -> Made:
     """All that a run makes, written to its file; where something goes wrong, the rows so far and a failed one."""
-    shown = Gallery() if controls.in_pictures(x) else Sketch() if x.task.examples() else None
+    shown = gallery.of(x, controls.in_pictures(x))
     made = Made([], None, shown and shown.numbers)
     try:
         for row in rows(x, shown):
@@ -171,7 +171,7 @@ def recorded(x: Experiment) -> Made:
             write(x, made)
         raise
     write(x, made)
-    if shown:
+    if shown is not None:
         shown.draw(gallery.path(x), f"{x.method_name}, {x.attack_name}: {x.data.name}, seed {x.seed}")
     return made
 

@@ -13,7 +13,7 @@ from torch import nn
 from bench import machine, metrics
 from bench.errors import UserError
 from bench.experiment import Experiment
-from bench.models import branches
+from bench.models import branches, lora
 from bench.store.cache import Entry, cached, partial
 from bench.store.checkpoint import Checkpoint
 from bench.store.keys import load_key, save_key
@@ -45,6 +45,8 @@ def baseline(x: Experiment) -> Entry:
 
         def trained(fit: Fit) -> nn.Module:
             task = owned(x, fit)
+            if trains == lora.TRAINS:
+                return lora.tuned(model, task, fit)
             return fit(model, task, **({"loss": branches.own_outputs(model, task)} if trains == "outputs" else {}))
 
         return make(x, folder, owner_fit(x), trained)[1]

@@ -49,7 +49,7 @@ def stolen(x: Experiment, model: nn.Module, key: Key | None, host: Callable[[], 
     knows = set(x.attack.knows)
     public = "host" in knows and x.method.marks and x.method.trains_on
     privileged = {"layer", "key"} & knows
-    gives = "labels" if "outputs" not in knows and x.task.gives in ("classes", "maps") else x.task.gives
+    gives = "labels" if "outputs" not in knows and x.task.gives in ("classes", "maps", "text") else x.task.gives
     return Victim(
         model if x.method.released and "weights" in knows else Service(model, gives),
         x.method,

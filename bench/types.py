@@ -271,7 +271,8 @@ class Method:
 
     @property
     def trains_on(self) -> str:
-        """What `embed` trains a trained host on, mark or no mark: `labels`, `outputs` (its own), or nothing (""). The
+        """What `embed` trains a trained host on, mark or no mark: `labels`, `outputs` (its own), labels through an
+        `adapter` (bench.models.lora), or nothing (""). The
         judge compares with a host that was trained likewise without a mark."""
         return ""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.errors import among, within
-from bench.models import branches, weights
+from bench.errors import ConfigError, among, within
+from bench.models import branches, lora, weights
 from bench.types import Fit, Key, Method, Task
 
 
@@ -20,7 +21,8 @@ class Regulariser(Method):
 
     Derived dataclasses give `reader`, the differentiable logits with all that depends on the key alone computed once.
     Situations after Uchida et al. 2017, Sec. 3.2: from scratch; fine-tuning the trained host; fine-tuning it on its own
-    outputs, without labels. layer: name or glob of the weight that carries the mark, where it is not to be chosen.
+    outputs, without labels; ours: `lora`, fine-tuning it through a low-rank change (bench.models.lora), the mark being in
+    the sum of weight and change, which is what is handed out. layer: name or glob of the weight that carries the mark, where it is not to be chosen.
     """
 
     # How the bits' cross-entropies are joined: Uchida's Eq. 3 adds them, NeuralMark's averages them.
@@ -30,7 +32,7 @@ class Regulariser(Method):
 
     n_bits: int = within(1)
     lambda_: float = within(0)
-    situation: str = among("scratch", "finetune", "distill")
+    situation: str = among("scratch", "finetune", "distill", "lora")
     layer: str | None
 
     @property
@@ -39,10 +41,20 @@ class Regulariser(Method):
 
     @property
     def trains_on(self) -> str:
-        return {"finetune": "labels", "distill": "outputs"}.get(self.situation, "")
+        return {"finetune": "labels", "distill": "outputs", "lora": lora.TRAINS}.get(self.situation, "")
 
     def again(self, factor: float) -> Regulariser:
         return replace(self, situation="finetune", lambda_=factor * self.lambda_)
+
+    def extend(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
+        """Nothing is added; ConfigError for a change that would not reach the marked weight."""
+        if self.situation == "lora":
+            names = lora.adapted(model)
+            if not names:
+                raise ConfigError("method.situation=lora: no layer is adapted; model.lora={rank: .., alpha: .., targets: ..}")
+            if self.layer is None or not any(fnmatchcase(name, self.layer) for name in names):
+                raise ConfigError(f"method.situation=lora marks an adapted layer: method.layer={names[-1]}")
+        return model
 
     def reader(self, key: Key, device: torch.device) -> Any:
         """A function of the marked weight that gives logits [n]; the key's tensors already on the device."""
@@ -62,13 +74,18 @@ class Regulariser(Method):
         read, name = self.reader(key, device), key.where[0]
         truth = key.message.to(device, torch.float32)
 
+        module, _, attribute = name.rpartition(".")
+
         def penalty(model: nn.Module) -> Tensor:
-            return self.lambda_ * self.embedding_loss(read(model.get_parameter(name)), truth)
+            weight = getattr(model.get_submodule(module), attribute)  # with what is added to it, if anything is
+            return self.lambda_ * self.embedding_loss(read(weight), truth)
 
         return self.train(host, task, fit, penalty=penalty)
 
     def train(self, host: nn.Module, task: Task, fit: Fit, **how: Any) -> nn.Module:
-        """`fit` on the labels, or on the host's own outputs where the situation is `distill`."""
+        """`fit` on the labels, all weights or a change of low rank, or on the host's own outputs for `distill`."""
+        if self.situation == "lora":
+            return lora.tuned(host, task, fit, **how)
         if self.situation == "distill":
             how["loss"] = branches.own_outputs(host, task)
         return fit(host, task, **how)

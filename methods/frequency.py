@@ -69,10 +69,17 @@ class Frequency(Regulariser):
 
     def extend(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         if not self.module:
-            return model
-        site, shape = choose(model, task.example(), self.stage, self.n_bits, len(self.free((64, 64))))
-        layout = "tokens" if len(shape) == 3 else "first" if first(shape, task.example().shape) else "last"
-        if self.radius and layout == "tokens":
+            return super().extend(model, task, seed)
+        if self.situation == "lora":
+            raise ConfigError("method.situation=lora trains a change of other layers, not the module: finetune, distill")
+        causal = task.gives == "text"
+        if causal and self.radius:
+            raise ConfigError(f"method.radius={self.radius}: tokens of a text are no grid; method.radius=0")
+        site, shape = choose(model, task.example(), self.stage, self.n_bits, len(self.free((64, 64))), causal)
+        layout = "causal" if causal else "tokens" if len(shape) == 3 else "first" if first(shape, task.example().shape) else "last"
+        if causal:
+            size = (1, shape[1])
+        elif self.radius and layout == "tokens":
             side = math.isqrt(shape[1])
             if side * side != shape[1]:
                 raise ConfigError(f"method.radius={self.radius}: the {shape[1]} tokens of {site} are no square grid")
@@ -216,7 +223,8 @@ class Module(nn.Module):
 
     lowpass keeps the frequencies |u|, |v| <= radius. For radius 0 it is the mean over space, and the circular
     convolution of a constant map is computed on one K x K patch of it: one pixel's work. Outside autocast: the theorem
-    wants equal gradients, and bfloat16 rounds them apart (as, for radius > 0, does TF32 on CUDA, though less).
+    wants equal gradients, and bfloat16 rounds them apart (as, for radius > 0, does TF32 on CUDA, though less). Of a
+    text (`causal`, ours) the mean at each token is that of the tokens so far: one of all would tell what comes next.
     """
 
     def __init__(self, channels: int, kernel: int, radius: int, layout: str, size: tuple[int, int]):
@@ -234,6 +242,10 @@ class Module(nn.Module):
                 return self._seen(x)
             if self.layout == "last":
                 return self._seen(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            if self.layout == "causal":
+                so_far = torch.ones(x.shape[1], x.shape[1], device=x.device, dtype=x.dtype).tril()
+                low = (so_far / so_far.sum(1, keepdim=True)).expand(len(x), -1, -1) @ x
+                return self._seen(low.flatten(0, 1)[:, :, None, None]).flatten(1).view(x.shape)
             grid = tuple(self.size.tolist()) if self.radius else (1, -1)
             return self._seen(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
 
@@ -312,10 +324,13 @@ def bound(seed: np.ndarray, message: np.ndarray, reference: Tensor) -> dict[str,
 
 
 @torch.no_grad()
-def choose(model: nn.Module, example: Tensor, pattern: str | None, n_bits: int, free: int) -> tuple[str, torch.Size]:
+def choose(
+    model: nn.Module, example: Tensor, pattern: str | None, n_bits: int, free: int, causal: bool = False
+) -> tuple[str, torch.Size]:
     """(name, shape of its output) of the part that the module goes in parallel to.
 
-    Stages that give maps [B, C, H, W] (or [B, H, W, C]), and patch embeddings that give tokens; of those where a bit
+    Stages that give maps [B, C, H, W] (or [B, H, W, C]), patch embeddings that give tokens, and of a text
+    (`causal`) all blocks; of those where a bit
     gets 64 carriers the one with the fewest channels, the deepest of equals. Raises ConfigError where there is none.
     """
     names = dict.fromkeys(weights.stage(name.removesuffix(".weight")) for name in weights.candidates(model))
@@ -330,7 +345,7 @@ def choose(model: nn.Module, example: Tensor, pattern: str | None, n_bits: int, 
             raise ConfigError(f"method.stage={name}: the network has no such part; {offer}") from None
 
         def note(_: nn.Module, args: object, out: object, name: str = name) -> None:
-            tokens = name.split(".")[-1] in ("patch_embed", "stem")
+            tokens = causal or name.split(".")[-1] in ("patch_embed", "stem")
             if isinstance(out, Tensor) and (out.dim() == 4 or (out.dim() == 3 and (tokens or pattern))):
                 shapes[name] = out.shape
 

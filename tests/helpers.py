@@ -238,6 +238,22 @@ def segmentation_task(results: Path, *more: str) -> SegmentationTask:
     return spec.build(cfg.task, "task").open(spec.build(cfg.data, "data"), cache, CPU, lambda line: None)
 
 
+# Text
+
+LANGUAGE = (
+    *("task=language", "task.context=32", "task.written=8", "data.vocabulary=300", "data.train_limit=16"),
+    *("data.test_limit=3", "model.width=32", "model.heads_=2", "train.epochs=6", "train.lr=0.004", "device=cpu"),
+)
+
+
+def language(results: Path, *more: str, say=lambda line: None):
+    """A small task of text, open, and the network's configuration."""
+    cfg = config(*LANGUAGE, *more)
+    data = spec.build(cfg.data, "data")
+    task = spec.build(cfg.task, "task").open(data, Cache(str(results / "cache"), None), CPU, say)
+    return task, spec.build(cfg.model, "model")
+
+
 def load_tensors(folder: Path) -> dict[str, Tensor]:
     """train, train_labels, test, test_labels of a decoded data set."""
     return load_file(folder / "images.safetensors")

@@ -41,7 +41,9 @@ def main(cfg: DictConfig) -> str:
     if outcome.rows:
         judge = (cfg.attack.goal, cfg.verify.alpha, cfg.verify.max_damage)
         terminal.table(outcome.rows, *judge, outcome.boundary, outcome.controls, cfg.verify.get("claim"))
-    if outcome.outputs:
+    if outcome.outputs and "written" in outcome.outputs[0]:
+        terminal.writings(outcome.outputs, outcome.figure)
+    elif outcome.outputs:
         terminal.pictures(outcome.outputs, outcome.rows[0].seed, outcome.figure)
     elif outcome.figure:
         print(outcome.figure)

@@ -114,6 +114,20 @@ def table(
         out.print(line, style="dim", soft_wrap=False)
 
 
+def writings(numbers: list[dict[str, Any]], figure: Path | None) -> None:
+    """What a run's suspects write (bench.report.readings.spoken), and where their figure is."""
+    from bench.report.readings import WRITING, spoken
+
+    out = console()
+    out.print()
+    for name, texts in spoken(numbers):
+        out.print(f"{name}:", style="bold", end=" ")
+        out.print(texts[0] or "(nothing)", markup=False, highlight=False)
+    out.print(WRITING, style="dim")
+    if figure is not None:
+        print(figure)
+
+
 def pictures(numbers: list[dict[str, Any]], seed: int, figure: Path | None) -> None:
     """What was measured of each suspect's outputs (bench.report.readings), and where their figure is."""
     from bench.report import readings, tables

@@ -83,7 +83,10 @@ def aligned(ref: Reference, suspect: nn.Module) -> Aligned:
 
 def read(ref: Reference, suspect: nn.Module) -> dict[str, Tensor]:
     """Copies of the suspect's tensors, float32 on the CPU, by the reference's names. Raises OtherShapes."""
-    state = suspect.state_dict()
+    # What is stored in another order is read as a weight.
+    turned = {f"{name}.weight" for name, m in suspect.named_modules() if weights.conv1d(m)}
+    turned -= {f"{name}.weight" for name, m in ref.model.named_modules() if weights.conv1d(m)}
+    state = {name: t for name, t in suspect.state_dict().items() if name not in turned}
     found = {}
     for name in ref.channels.tensors:
         try:

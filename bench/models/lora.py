@@ -10,13 +10,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bench import spec
 from bench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bench.types import Fit, Task
+
+TRAINS = "adapter"  # what Method.trains_on says of it
 
 
 @dataclass(frozen=True)
@@ -79,3 +85,10 @@ def attached(net: nn.Module, lora: Lora, names: list[str], seed: int) -> Iterato
     finally:
         for name in names:
             parametrize.remove_parametrizations(net.get_submodule(name), "weight")
+
+
+def tuned(net: nn.Module, task: Task, fit: Fit, **how: Any) -> nn.Module:
+    """`net` trained through a change of the layers noted in it, in place; the change is then in its weights."""
+    with attached(net, of(net), adapted(net), spec.derive(fit.seed, "lora")) as only:
+        fit(net, task, only=only, **how)
+    return net.requires_grad_(True)

@@ -342,8 +342,8 @@ class Trace(Ties, TorchDispatchMode):
             return [[]]
         if name == "as_strided" and out.shape == x.shape:  # to channels_last
             return [terms]
-        if name == "expand":
-            return [_lead(terms, rank)]
+        if name in ("expand", "embedding"):  # of a table of tokens rows are chosen: columns alone move
+            return [_lead(self._still({0}, terms) if name == "embedding" else terms, rank)]
         if name in RESHAPES:
             return [[self.reshape(ids, x.shape, out.shape) for ids in terms]]
         if name in ("t", "transpose", "permute"):

@@ -23,17 +23,23 @@ from bench.models import anatomy
 from bench.types import Key, Method
 
 
+def conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D: a linear layer whose weight is stored as (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every convolution and linear weight by name, in the order of definition; tied ones once."""
+    """Every convolution and linear weight (out, in, ...) by name, in the order of definition; tied ones once. Of
+    transformers' Conv1D a view that is turned."""
     found, seen = {}, set()
     for name, module in model.named_modules():
         # torch's own attention keeps the three projections in one parameter without a module.
         attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        carrier = isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention))
+        carrier = isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)) or conv1d(module)
         weight = getattr(module, attribute) if carrier else None
         if weight is not None and id(weight) not in seen:
             seen.add(id(weight))
-            found[f"{name}.{attribute}"] = weight
+            found[f"{name}.{attribute}"] = weight.t() if conv1d(module) else weight
     return found
 
 
@@ -92,13 +98,15 @@ def _mostly_dead(model: nn.Module, name: str) -> bool:
 
 
 def read(model: nn.Module, name: str) -> Tensor:
-    """The weight called `name`, float32; of a quantised module its dequantised values.
+    """The weight called `name` (out, in, ...), float32; of a quantised module its dequantised values.
 
     Raises AttributeError when the model has no such weight.
     """
     module, _, attribute = name.rpartition(".")
-    weight = getattr(model.get_submodule(module), attribute)
+    holder = model.get_submodule(module)
+    weight = getattr(holder, attribute)
     weight = weight() if callable(weight) else weight  # a quantised module gives its weight by a call
+    weight = weight.t() if conv1d(holder) and attribute == "weight" else weight
     return (weight.dequantize() if weight.is_quantized else weight).float()
 
 

@@ -33,7 +33,7 @@ class Content:
     for all; points: every aggregated point, start: of untouched models; cells: outcomes of methods under attacks;
     unsound: of whom nothing can be said; costs, threats, pairs, readings: as their modules make them; attacks: their
     labels, in order; published: what papers report beside it; parts: the tables that have rows (threats, summary,
-    controls, cost, strengths, pictures, published)."""
+    controls, cost, strengths, pictures, published, writing)."""
 
     runs: list[dict[str, Any]]
     everything: pd.DataFrame
@@ -79,6 +79,7 @@ def assemble(runs: list[dict[str, Any]]) -> Content:
         "strengths": Part(summaries.strengths(every, paired, bad), rest),
         "pictures": Part([readings.summary(read)], readings.LEGEND),
         "published": Part([published.table(known, bad)], published.LEGEND),
+        "writing": Part([readings.writing(runs)], readings.WRITING),
     }
     parts = {name: part for name, part in parts.items() if any(table.rows for table in part.tables)}
     compared = (spent, cheapest, paired, read, known)

@@ -30,6 +30,36 @@ LEGEND = (
 )
 
 
+WRITING = (
+    "What host, victim and the attack's last point write after a prompt, the likeliest token each time; perplexity is "
+    "per token of the held-out references."
+)
+
+
+def spoken(numbers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(who, texts) of a run's bench.gallery.Writings: prompts, references, host, victim, the last suspect."""
+    first, *suspects = numbers
+    names = {"host": "host", "none": "victim"}
+    shown = [line for line in suspects if line["knob"] in names]
+    shown += [line for line in suspects[-1:] if line["knob"] not in names]
+    told = [(names.get(line["knob"], suspect(line["knob"], line["strength"])), line["written"]) for line in shown]
+    return [("prompt", first["prompt"]), ("reference", first["written"]), *told]
+
+
+def writing(runs: list[dict[str, Any]]) -> Table:
+    """What suspects write after the first prompt, a row each; of each method and attack the first run."""
+    made = Table("Text", "", [("", name) for name in ("method", "model", "data", "attack", "who", "writes")], 5)
+    seen: set[tuple] = set()
+    for run in runs:
+        lines, row = run.get("outputs") or [], run["rows"][0]
+        place = [row[name] for name in ("method", "model", "data", "attack")]
+        if lines and "written" in lines[0] and tuple(place) not in seen:
+            seen.add(tuple(place))
+            for name, texts in spoken(lines):
+                made.add(*place, name, texts[0])
+    return made
+
+
 def table(numbers: list[dict[str, Any]], seed: int) -> Table:
     """The numbers of one run, a row per suspect."""
     columns = {name: at for name, at in NUMBERS.items() if any(at[0] in line for line in numbers)}
@@ -45,6 +75,7 @@ def frame(runs: list[dict[str, Any]], df: pd.DataFrame) -> pd.DataFrame:
     host and victim, which every attack's run has, one per seed, under "before attack"."""
     place = ["method_label", "attack_label", "model", "data"]
     lines = [{"run_id": run["rows"][0]["run_id"], **line} for run in runs for line in run.get("outputs") or []]
+    lines = [line for line in lines if "written" not in line]
     found = pd.DataFrame(lines, columns=["run_id", "knob", "strength", *(key for key, _ in NUMBERS.values())])
     numbers = found.columns.drop(["run_id", "knob"])
     found[numbers] = found[numbers].apply(pd.to_numeric)

@@ -45,6 +45,7 @@ def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None, le
         "curves": ("Attack by attack", _attacks(content, anchors)),
         "pictures": ("Pictures", _part(content, "pictures", anchors, "")),
         "published": ("Published beside measured", _part(content, "published", anchors, "")),
+        "writing": ("What they write", _part(content, "writing", anchors, "")),
         "points": ("Every point", _points(content, anchors)),
         "provenance": ("Provenance", _provenance(content, folder, anchors)),
     }
