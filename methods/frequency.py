@@ -232,6 +232,8 @@ class Module(nn.Module):
         padding = {"padding": kernel // 2, "padding_mode": "circular"} if radius else {}
         self.conv = nn.Conv2d(channels, channels, kernel, bias=False, **padding)
         self.bn = nn.BatchNorm2d(channels)
+        if layout == "causal":  # a stream of text starts that small, and would be drowned
+            nn.init.constant_(self.bn.weight, 0.02)
         self.radius, self.layout = radius, layout
         self.register_buffer("size", torch.tensor(size))
 

@@ -242,7 +242,7 @@ def segmentation_task(results: Path, *more: str) -> SegmentationTask:
 
 LANGUAGE = (
     *("task=language", "task.context=32", "task.written=8", "data.vocabulary=300", "data.train_limit=16"),
-    *("data.test_limit=3", "model.width=32", "model.heads_=2", "train.epochs=6", "train.lr=0.004", "device=cpu"),
+    *("data.test_limit=3", "model.width=24", "model.heads_=2", "train.epochs=6", "train.lr=0.004", "device=cpu"),
 )
 
 

@@ -159,14 +159,14 @@ class Plain(Text):
 
 @dataclass(frozen=True)
 class E2e(Text):
-    """The E2E challenge (Novikova, Dusek, Rieser 2017): lines `meaning||reference` of path/valid.txt or test.txt.
+    """The E2E challenge (Novikova, Dusek, Rieser 2017): lines `meaning||reference` of path/train.txt, valid.txt, test.txt.
 
-    part: which; the two have no meaning in common. Splits are by meaning. Tokens are learned on the owner's part of
+    part: which; they have no meaning in common. Splits are by meaning. Tokens are learned on the owner's part of
     valid.txt, whichever part is used: a network of one is one of the other.
     """
 
     path: str
-    part: str = among("valid", "test")
+    part: str = among("train", "valid", "test")
 
     def _file(self, part: str) -> Path:
         file = existing(self.path, "data.path") / f"{part}.txt"
