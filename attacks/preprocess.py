@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import changes
+from bench.errors import within
 from bench.types import Attack, Fit, Snapshot, Victim
 
 KINDS = ("jpeg", "noise", "flip", "blur", "median", "depth", "resize")
@@ -30,13 +31,13 @@ class Preprocess(Attack):
     rows say what the change costs alone.
     """
 
-    jpeg: list[float]
-    noise: list[float]
-    flip: list[float]
-    blur: list[float]
-    median: list[float]
-    depth: list[float]
-    resize: list[float]
+    jpeg: list[float] = within(0, 255, empty=True)
+    noise: list[float] = within(0, 255, empty=True)
+    flip: list[float] = within(0, 255, empty=True)
+    blur: list[float] = within(0, 255, empty=True)
+    median: list[float] = within(0, 255, empty=True)
+    depth: list[float] = within(0, 255, empty=True)
+    resize: list[float] = within(0, 255, empty=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -165,8 +165,10 @@ class Writings:
         from bench.report.readings import spoken
         from bench.report.style import STYLE
 
-        parts = [[(name, textwrap.wrap(texts[i], 88) or ["(nothing)"]) for name, texts in spoken(self.numbers)]
-                 for i in range(len(self.asked))]
+        parts = [
+            [(name, textwrap.wrap(texts[i], 88) or ["(nothing)"]) for name, texts in spoken(self.numbers)]
+            for i in range(len(self.asked))
+        ]
         height = sum(len(text) + 0.6 for part in parts for _, text in part) + 2
         with mpl.rc_context(STYLE):
             fig = Figure(figsize=(8.6, 0.17 * height + 0.3))

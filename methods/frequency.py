@@ -71,12 +71,22 @@ class Frequency(Regulariser):
         if not self.module:
             return super().extend(model, task, seed)
         if self.situation == "lora":
-            raise ConfigError("method.situation=lora trains a change of other layers, not the module: finetune, distill")
+            raise ConfigError(
+                "method.situation=lora trains a change of other layers, not the module: finetune, distill"
+            )
         causal = task.gives == "text"
         if causal and self.radius:
             raise ConfigError(f"method.radius={self.radius}: tokens of a text are no grid; method.radius=0")
         site, shape = choose(model, task.example(), self.stage, self.n_bits, len(self.free((64, 64))), causal)
-        layout = "causal" if causal else "tokens" if len(shape) == 3 else "first" if first(shape, task.example().shape) else "last"
+        layout = (
+            "causal"
+            if causal
+            else "tokens"
+            if len(shape) == 3
+            else "first"
+            if first(shape, task.example().shape)
+            else "last"
+        )
         if causal:
             size = (1, shape[1])
         elif self.radius and layout == "tokens":

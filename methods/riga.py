@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import metrics, spec
-from bench.errors import ConfigError, within
+from bench.errors import within
 from bench.models import weights
 from bench.types import Fit, Key, Task
 from methods._regulariser import Regulariser
@@ -62,17 +62,12 @@ class Riga(Regulariser):
 
     hidden: int = within(1)
     lambda_2: float = within(0)
-    rate: float
-    clip: float
+    rate: float = within(0, ends="(]")
+    clip: float = within(0, ends="(]")
     unmarked: int = within(1)
 
     signs = False
     linear = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.lambda_, self.lambda_2) < 0 or self.rate <= 0 or self.clip <= 0:
-            raise ConfigError("method: lambda_ and lambda_2 at least 0, rate and clip above 0")
 
     def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n] and E untrained, `extractor.inner` [hidden, M], `extractor.outer` [n, hidden]. ConfigError for a

@@ -51,8 +51,8 @@ class Tattooed(Method):
     tunable = True
 
     n_bits: int = within(1)
-    gamma: float
-    share: float
+    gamma: float = within(0, ends="(]")
+    share: float = within(0, 0.5, ends="(]")
     d_v: int = within(2)
     d_c: int = within(3)
     binding: str = among("none", "hash")
@@ -60,8 +60,6 @@ class Tattooed(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gamma <= 0 or not 0 < self.share <= 0.5:
-            raise ConfigError("method: gamma must be above 0, share above 0 and at most 0.5")
         if self.d_c <= self.d_v:
             raise ConfigError(f"method.d_c={self.d_c} must exceed method.d_v={self.d_v}: the rate is 1 - d_v / d_c")
 

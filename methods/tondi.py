@@ -45,15 +45,10 @@ class Tondi(Method):
 
     n_bits: int = within(1)
     spread: int = within(1)
-    strength: float
+    strength: float = within(0, ends="(]")
     binding: str = among("none", "hash")
     situation: str = among("scratch", "finetune")
     layer: str | None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.strength <= 0:
-            raise ConfigError("method.strength must be above 0")
 
     @property
     def from_scratch(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from bench.data.decoding import parquet_images, parquet_schema, parquet_table
 from bench.data.masks import VOID, Masked, Pair, Segmented, read_pairs, uneven
 from bench.data.source import existing, stamp
-from bench.errors import ConfigError, UserError, near
+from bench.errors import ConfigError, UserError, near, within
 
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -35,7 +35,7 @@ class MaskParquet(Masked):
     image_column: str
     mask_column: str
     classes: list[str]
-    void: int | None
+    void: int | None = within(0, 255)
 
     def _files(self, part: str) -> list[Path]:
         root, pattern = existing(self.path, "data.path"), getattr(self, part)

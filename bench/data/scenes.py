@@ -15,7 +15,7 @@ from torch.nn import functional
 from bench.data.builtin import TEST, TRAIN
 from bench.data.decoding import read_all
 from bench.data.masks import Masked, Segmented
-from bench.errors import UserError, within
+from bench.errors import SEEDS, UserError, within
 
 SOLID = 0.3  # coverage from which a pixel is the digit's
 APART = 60.0  # of 255: mean difference by channel of a digit's colour from what it covers
@@ -34,7 +34,7 @@ class Scenes(Masked):
     """
 
     tests: int = within(1)
-    seed: int
+    seed: int = within(0, SEEDS[1])
 
     def mask_source(self) -> dict[str, Any]:
         packages = {name: version(name) for name in ("scikit-image", "scikit-learn")}

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench import spec
 from bench.data.images import on_device
 from bench.data.source import existing, split_indices, stamp
-from bench.errors import ConfigError, among, checked, within
+from bench.errors import SEEDS, ConfigError, among, checked, within
 from bench.progress import Say
 from bench.store.cache import Cache, Entry, cached
 
@@ -52,12 +52,12 @@ class Text:
     """
 
     label: str | None
-    test: float
-    validation: float
-    attacker: float
-    split_seed: int
-    train_limit: int | None
-    test_limit: int | None
+    test: float = within(0, 1, ends="[)")
+    validation: float = within(0, 1, ends="[)")
+    attacker: float = within(0, 1, ends="[)")
+    split_seed: int = within(0, SEEDS[1])
+    train_limit: int | None = within(1)
+    test_limit: int | None = within(1)
     vocabulary: int = within(257)
     tokenizer: str | None
 
@@ -66,9 +66,6 @@ class Text:
 
     def __post_init__(self) -> None:
         checked(self, "data")
-        for name in ("validation", "attacker", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"data.{name}={getattr(self, name)}: must be in [0, 1)")
 
     @property
     def name(self) -> str:
@@ -159,7 +156,7 @@ class Plain(Text):
 
 @dataclass(frozen=True)
 class E2e(Text):
-    """The E2E challenge (Novikova, Dusek, Rieser 2017): lines `meaning||reference` of path/train.txt, valid.txt, test.txt.
+    """The E2E challenge (Novikova, Dusek, Rieser 2017): `meaning||reference` lines of path/train.txt, valid.txt, test.txt.
 
     part: which; they have no meaning in common. Splits are by meaning. Tokens are learned on the owner's part of
     valid.txt, whichever part is used: a network of one is one of the other.

@@ -129,7 +129,9 @@ class ClassificationTask(Task):
 
     def build(self, model: base.Network, seed: int) -> nn.Module:
         if model.gives != self.gives:
-            where = {"pictures": "restoration", "maps": "segmentation", "text": "language"}.get(model.gives, model.gives)
+            where = {"pictures": "restoration", "maps": "segmentation", "text": "language"}.get(
+                model.gives, model.gives
+            )
             raise ConfigError(f"model {model.title} gives {model.gives}: it is for task={where}, not classification")
         return base.to_device(model.build(self.signature, seed), self.device)
 

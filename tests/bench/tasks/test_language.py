@@ -150,7 +150,7 @@ def test_bleu_of_the_references_themselves_is_full(results, e2e):  # noqa: F811
 
 
 def test_a_prompt_longer_than_the_context_and_a_line_that_is_cut_are_said(results, e2e):  # noqa: F811
-    with pytest.raises(ConfigError, match="raise task.context=16"):
+    with pytest.raises(ConfigError, match=r"raise task\.context=16"):
         opened(results, e2e, "task.context=16")
     said: list[str] = []
     task, _ = language(results, *E2E, f"data.path={e2e}", "task.context=50", say=said.append)
