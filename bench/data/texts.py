@@ -156,7 +156,7 @@ class Plain(Text):
 
 @dataclass(frozen=True)
 class E2e(Text):
-    """The E2E challenge (Novikova, Dusek, Rieser 2017): `meaning||reference` lines of path/train.txt, valid.txt, test.txt.
+    """The E2E challenge (Novikova, Dusek, Rieser 2017): `meaning||reference` lines of {train, valid, test}.txt.
 
     part: which; they have no meaning in common. Splits are by meaning. Tokens are learned on the owner's part of
     valid.txt, whichever part is used: a network of one is one of the other.
