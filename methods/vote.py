@@ -25,10 +25,11 @@ class Vote(Regulariser):
     rounds in one weight and embedded at once, T = 3, the least majority there is. Embedding loss: the sum of T n binary
     cross-entropies, times lambda_ (Uchida's: 0.01): a reading pulls as hard as one of Uchida's, the whole T times so.
 
-    Logits: the median of the T readings, whose sign is the majority's exactly. Their gradient is that of one reading a
-    bit, the one that turns the vote. Capacity: n <= M, as Uchida's, M = in k k. All T n readings can be right whatever
-    the message while T n <= M, and for random projections up to T n < 2 M (Cover 1965); majorities alone need fewer,
-    so beyond it bits may be embedded all the same, with less margin, and past some T n not all of them are.
+    Logits: the median of the T readings, whose sign is the majority's exactly. Their gradient is that of the readings'
+    mean (straight through): the median's own is that of the one reading which turns the vote, and who follows it moves
+    that one past the others, and the vote stays. Capacity: n <= M, as Uchida's, M = in k k. All T n readings can be
+    right whatever the message while T n <= M, and for random projections up to T n < 2 M (Cover 1965); majorities
+    alone need fewer, so that beyond it bits may be embedded all the same, up to some T n and with less margin.
     """
 
     votes: int = within(1)
@@ -68,6 +69,7 @@ class Vote(Regulariser):
 
 
 def majority(readings: Tensor) -> Tensor:
-    """The median [n] of readings [T, n], T odd: of the sign that most of them have. Not their sum, which one large
-    reading can turn, nor a sum of anything smooth, which near ties can."""
-    return readings.median(0).values
+    """[n] of readings [T, n], T odd: their median, which has the sign that most have, with the gradient of their mean.
+    Not their sum, which one large reading can turn, nor a sum of anything smooth, which near ties can."""
+    # What is added is exactly 0: the mean plus a difference from it would be rounded, and lose the sign.
+    return readings.detach().median(0).values + (readings - readings.detach()).mean(0)

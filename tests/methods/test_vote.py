@@ -86,13 +86,14 @@ def test_majority_beats_the_single_reading_on_a_noisy_layer():
     assert np.mean(np.subtract(wrong["single"], wrong["majority"]) > 0) > 0.9
 
 
-def test_gradient_is_of_the_reading_that_turns_the_vote():
+def test_gradient_is_the_mean_readings():
     model, key = net(), VOTE.keygen(net(), rng(), None)
     mask = pointed(model, VOTE, key)["stage2.weight"]
     assert mask.all()  # interception finds every weight of the layer
     x = key.secret["projection"].clone().requires_grad_()
     VOTE.logits(model, replace(key, secret={"projection": x})).sum().backward()
-    assert ((x.grad != 0).any(2).sum(0) == 1).all()
+    w = model["stage2"].weight.detach().mean(0).reshape(-1)
+    torch.testing.assert_close(x.grad, (w / 3).expand_as(x))
 
 
 def test_a_claim_is_forged_by_flipping_and_by_learning():
@@ -128,12 +129,12 @@ def test_one_vote_is_uchida():
     torch.testing.assert_close(method.logits(model, key), UCHIDA.logits(model, same))
 
 
-def test_rewriting_turns_all_the_bits_that_are_asked():
+def test_rewriting_turns_the_bits_that_are_asked():
+    # Once: by the median's own gradient most bits stay, and an attack that rewrites once would seem resisted.
     model, key = embedded(VOTE)
-    other = rng(9).integers(0, 2, 32).astype(bool)
-    for _ in range(8):  # the median's reading changes with the weights
-        rewrite(model, VOTE, key, other)
-    assert metrics.ber(VOTE.extract(model, key, None), torch.from_numpy(other)) == 0
+    other = ~key.message.numpy()
+    rewrite(model, VOTE, key, other)
+    assert metrics.ber(VOTE.extract(model, key, None), torch.from_numpy(other)) < 0.2
 
 
 def test_capacity_is_said_and_what_lies_beyond_it_is_not_refused():
