@@ -74,7 +74,8 @@ def _alike(runs: list[dict]) -> tuple[list[int], list[dict[str, str]]]:
 
 def _differing(flats: list[dict[str, str]]) -> list[str]:
     keys = dict.fromkeys(key for flat in flats for key in flat) if len(flats) > 1 else ()
-    return [key for key in keys if len({flat.get(key) for flat in flats}) > 1]
+    # A run file of before there was an option does what null does now.
+    return [key for key in keys if len({flat.get(key, "null") for flat in flats}) > 1]
 
 
 def _labels(runs: list[dict]) -> dict[str, list[str]]:
@@ -102,8 +103,9 @@ def _named(side: str, heads: list[dict], numbers: list[int], flats: list[dict[st
         kinds = dict.fromkeys(numbers[i] for i in members)
         keys = [k for k in _differing([flats[n] for n in kinds]) if k not in free]
         keys = [k for k in keys if k.startswith("attack.") == (side == "attack")]
+        absent = {k: "null" if any(flats[n].get(k) == "null" for n in kinds) else "unset" for k in keys}
         for n in kinds:
-            said = [f"{k.removeprefix(f'{side}.')}={_short(flats[n].get(k, 'unset'))}" for k in keys]
+            said = [f"{k.removeprefix(f'{side}.')}={_short(flats[n].get(k, absent[k]))}" for k in keys]
             kinds[n] = f"{name} ({', '.join(said)})" if said else name
         for i in members:
             labels[i] = kinds[numbers[i]]

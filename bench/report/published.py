@@ -49,8 +49,9 @@ def frame(runs: list[dict[str, Any]], df: pd.DataFrame) -> pd.DataFrame:
     for key, points in found.items():
         line = dict(zip(KEYS, key, strict=True))
         lines.append(line | _pooled(line, [p for p in points.values() if p is not None], key in elsewhere))
-    order = [*dict.fromkeys(map(_line, lines))]
-    lines.sort(key=lambda line: (line["model"], line["data"], order.index(_line(line)), line["method_label"]))
+    tables, order = ([*dict.fromkeys(map(by, lines))] for by in (lambda line: line["table"], _line))
+    lines.sort(key=lambda line: (tables.index(line["table"]), order.index(_line(line)), line["method_label"]))
+    lines.sort(key=lambda line: (line["model"], line["data"]))
     return pd.DataFrame(lines, columns=COLUMNS)
 
 

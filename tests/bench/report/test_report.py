@@ -76,6 +76,18 @@ def test_differences_outside_the_attack_go_to_the_method():
     assert set(labels.variants(runs)["attack_label"]) == {"finetune (transfer=null)", "finetune (transfer=cifar100)"}
 
 
+def test_a_run_of_before_there_was_an_option_is_no_variant_of_one_that_leaves_it_out():
+    runs = [run("uchida", "overwrite"), run("neuralmark", "overwrite", config={"attack.transfer": None})]
+    assert set(labels.variants(runs)["attack_label"]) == {"overwrite"}
+    runs.append(run("frequency", "overwrite", config={"attack.transfer": {"label": "cifar100"}}))
+    found = labels.variants(runs).groupby("method")["attack_label"].first()
+    assert found.to_dict() == {
+        "uchida": "overwrite (transfer=null)",
+        "neuralmark": "overwrite (transfer=null)",
+        "frequency": "overwrite (transfer=cifar100)",
+    }
+
+
 def test_what_differs_between_seeds_only_is_no_variant():
     configs = [{"attack.seed": s, "attack.note": f"of seed {s}"} for s in range(3)]
     df = labels.variants([run("uchida", "prune", s, config=c, config_hash="same") for s, c in enumerate(configs)])
