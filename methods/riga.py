@@ -118,10 +118,10 @@ class Riga(Regulariser):
     def forgeries(
         self, model: nn.Module, rng: np.random.Generator, task: Task, fit: Fit, tries: list[int]
     ) -> Iterator[tuple[str, int, Key]]:
-        """An honest key whose E is trained on the network as it is, as an owner trains his; it takes no data."""
+        """A key whose E is trained on the network as it is: no data, no step of the network's."""
         key = self.keygen(model, rng, task)
         weight = weights.read(model, key.where[0]).detach()
-        game = Game.of(self, weight, key, int(rng.integers(2**62)))
+        game = Game.of(self, weight, key, int(rng.integers(2**62)), unmarked=False)
         for _ in range(TRAINED):
             game.step(filters(weight))
         game.kept(key)
@@ -142,11 +142,11 @@ class Game:
     optimizer: torch.optim.Adam
 
     @staticmethod
-    def of(method: Riga, weight: Tensor, key: Key, seed: int) -> Game:
-        """weight: of the network that is unmarked still."""
+    def of(method: Riga, weight: Tensor, key: Key, seed: int, unmarked: bool = True) -> Game:
+        """weight: of the network at the start; unmarked: whether it is one, and not the one that E shall read."""
         draw, device, weight = np.random.default_rng(seed), weight.device, weight.detach()
         signs = torch.from_numpy(draw.choice(np.float32([-1, 1]), (method.unmarked, len(weight)))).to(device)
-        clean = torch.cat([filters(weight)[None], filters(weight, signs)])
+        clean = torch.cat([filters(weight)[None][: int(unmarked)], filters(weight, signs)])
         others = torch.from_numpy(draw.integers(0, 2, (len(clean), key.n_bits)))
         messages = torch.cat([key.message.cpu()[None], others.bool()]).float().to(device)
         extractor = [key.secret[f"extractor.{part}"].to(device).clone() for part in ("inner", "outer")]
@@ -203,7 +203,7 @@ def filters(weight: Tensor, signs: Tensor | None = None) -> Tensor:
     No gradient flows through the unit: a mark should not grow by shrinking what it is measured by."""
     rows = weight.reshape(len(weight), -1)
     mean = rows.mean(0) if signs is None else signs @ rows / len(rows)
-    return mean * (math.sqrt(len(rows)) / weight.detach().std().clamp_min(torch.finfo(torch.float32).tiny))
+    return mean / weight.detach().std().clamp_min(torch.finfo(torch.float32).tiny) * math.sqrt(len(rows))
 
 
 def answers(net: list[Tensor], x: Tensor) -> Tensor:
