@@ -171,6 +171,28 @@ def forged_only(runs: list[Run], axis: str, fails: Any, succeeds: Any, rate: flo
     return replace(whole, text=f"{whole.text}; a verdict takes {takes} marks of each") if short else whole
 
 
+def hidden_where_other_shows(runs: list[Run], axis: str, hidden: Any, shows: Any, most: float) -> Finding:
+    """One variant's marked networks cannot be told from unmarked ones, the other's can.
+
+    By the AUC of attack `detect`, t interval over seeds, each of which trains shadows of its own. Hidden is an interval
+    that ends at `most` or below, shown one that begins above; where the other is not shown either, the detector is too
+    weak to say anything of the first.
+    """
+
+    def measured(value: Any) -> tuple[str, str]:
+        found = [row.auc for run in by_unit(where(runs, axis, value)) for row in run.points if row.auc is not None]
+        if not found:
+            return OPEN, f"{value}: no AUC was measured"
+        mean, low, high = interval(found)
+        verdict = HELD if high <= most else FAILED if low > most else OPEN
+        return verdict, f"{value}: AUC {mean:.3f} ({max(0.0, low):.3f} to {min(1.0, high):.3f})"
+
+    (one, first), (other, second) = measured(hidden), measured(shows)
+    verdict = FAILED if one == FAILED else one if other == FAILED else OPEN
+    text = f"{first}; {second}; at most {most:g} is hidden"
+    return Finding(verdict, text if other == FAILED else f"{text}: a detector that misses {shows} shows nothing")
+
+
 def fewer_wrong_bits(runs: list[Run], axis: str, better: Any, worse: Any, margin: float) -> Finding:
     """Mean BER over an attack's strengths is lower with `better`: differences paired by seed, t interval.
 
@@ -327,6 +349,7 @@ CRITERIA = {
         not_hurt,
         verified_everywhere,
         forged_only,
+        hidden_where_other_shows,
         fewer_wrong_bits,
         fewer_at_equal_damage,
         falls_with,

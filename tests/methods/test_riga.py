@@ -86,7 +86,7 @@ def test_trained_it_reads_the_message_from_this_network_and_from_no_other():
 
 
 def test_the_discriminator_is_clipped_and_sees_no_order():
-    _, key, game = trained(steps=20)
+    _, _, game = trained(steps=20)
     assert max(float(w.detach().abs().max()) for w in game.judge) == np.float32(RIGA.clip)
     x = torch.randn(144)
     mixed = x[torch.randperm(144)]
@@ -123,7 +123,7 @@ def test_both_terms_reach_the_weight_and_neither_network_that_plays(lambda_, lam
 
 
 def test_a_game_goes_on_from_its_state_to_the_same_bits():
-    model, key, game = trained(steps=7)
+    model, _, game = trained(steps=7)
     other = Game.of(RIGA, model["stage2"].weight, RIGA.keygen(model, rng(5), None), 0, unmarked=False)
     other.messages = game.messages
     other.load_state_dict({k: v.clone() for k, v in game.state_dict().items()})

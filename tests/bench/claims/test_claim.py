@@ -39,7 +39,7 @@ def test_a_claims_file_says_what_its_criterion_needs(name):
     assert len(axes["seed"]) >= SEEDS
     # What it compares is what it sweeps.
     if axis := claim.parameters.get("axis"):
-        named = ("better", "worse", "resists", "falls", "fails", "succeeds")
+        named = ("better", "worse", "resists", "falls", "fails", "succeeds", "hidden", "shows")
         compared = {str(v) for k, v in claim.parameters.items() if k in named}
         assert compared <= axes[axis]
         assert len(axes[axis]) > 1

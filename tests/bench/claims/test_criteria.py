@@ -39,6 +39,15 @@ def forged(neuralmark, uchida, marks=6, kinds=9) -> list[Run]:
     ]
 
 
+def told(riga, uchida) -> list[Run]:
+    """AUCs of both methods, a list over seeds each."""
+    return [
+        Run(r.config, [replace(row, auc=auc if row.knob == "shadows" else None) for row in r.rows])
+        for m, aucs in (("riga", riga), ("uchida", uchida))
+        for r, auc in zip(seeds([("shadows", 16, 0, 0.0)], len(aucs), method=m, attack="detect"), aucs, strict=True)
+    ]
+
+
 def rounds(*wrong) -> list[Run]:
     """Wrong bits at 0, 1, 2 and 4 rounds, each a list over seeds."""
     levels = zip((0, 1, 2, 4), wrong, strict=True)
@@ -78,6 +87,9 @@ ROUNDS = {"axis": "method.rounds", "margin": 0.0025}
 
 
 FORGE = {"axis": "method", "fails": "neuralmark", "succeeds": "uchida", "rate": 0.5}
+
+
+DETECT = {"axis": "method", "hidden": "riga", "shows": "uchida", "most": 0.7}
 
 
 RATIO = [("ratio", 0.5, 0, 1.0)]
@@ -144,6 +156,15 @@ CASES = {
         # Three marks show nothing about one half, whatever number of claims is made on each.
         (FORGE, OPEN, forged(0, 3, marks=3)),
         (FORGE, OPEN, forged(0, 0, marks=3, kinds=90)),
+    ],
+    "hidden_where_other_shows": [
+        (DETECT, HELD, told([0.5, 0.55, 0.52], [1.0, 1.0, 1.0])),
+        (DETECT, FAILED, told([0.9, 0.95, 0.92], [1.0, 1.0, 1.0])),
+        (DETECT, FAILED, told([0.9, 0.95, 0.92], [0.5, 0.5, 0.5])),
+        (DETECT, OPEN, told([0.5, 0.9, 0.7], [1.0, 1.0, 1.0])),
+        (DETECT, OPEN, told([0.5, 0.5, 0.5], [0.6, 0.5, 0.5])),  # the detector sees nothing at all
+        (DETECT, OPEN, told([None], [1.0, 1.0, 1.0])),  # its shadow marks were none
+        (DETECT, OPEN, told([0.5], [1.0, 1.0, 1.0])),
     ],
     "fewer_wrong_bits": [
         (POOLED, HELD, variants([("ratio", 0.5, [0, 1, 2], 0.0)], [("ratio", 0.5, [20, 22, 21], 0.0)])),
