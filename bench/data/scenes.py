@@ -18,15 +18,16 @@ from bench.data.masks import Masked, Segmented
 from bench.errors import SEEDS, UserError, within
 
 SOLID = 0.3  # coverage from which a pixel is the digit's
-APART = 60.0  # of 255: mean difference by channel of a digit's colour from what it covers
+DIMMED = 0.5  # of a photograph's brightness: what is light is a digit
+LIGHT = 100.0  # of 255: least of a digit's colour in any channel
 SCALES = (2.0, 4.0)  # of the 8x8 digits
 MOST = 6  # digits in a scene; 2 at least
 
 
 @dataclass(frozen=True)
 class Scenes(Masked):
-    """2 to 6 digits a scene, scaled 2 to 4 times, in random colours over a piece of a photograph; later ones cover
-    earlier ones. Classes: the background, then the digits.
+    """2 to 6 digits a scene, scaled 2 to 4 times, in light colours over a piece of a darkened photograph; later ones
+    cover earlier ones. Classes: the background, then the digits.
 
     A block of `block` scenes has a photograph, and a share of the digits, of its own, so that owner, attacker,
     validation and test share neither. block, tests: how many scenes each training and each test photograph has;
@@ -68,7 +69,7 @@ class Scenes(Masked):
     ) -> tuple[Tensor, Tensor]:
         """uint8 [count, 3, S, S] and masks [count, S, S], of one photograph and some digits [n, 8, 8] in 0..1."""
         side = self.image_size or 64
-        plane = torch.from_numpy(photograph.copy()).permute(2, 0, 1).float()
+        plane = DIMMED * torch.from_numpy(photograph.copy()).permute(2, 0, 1).float()
         if (least := min(plane.shape[1:])) < 2 * side:
             plane = functional.interpolate(plane[None], scale_factor=2 * side / least, mode="bilinear")[0]
         pictures, masks = [], []
@@ -82,17 +83,9 @@ class Scenes(Masked):
                 shape = functional.interpolate(ink[which][None, None], (size, size), mode="bilinear")[0, 0].clamp(0, 1)
                 y, x = (int(rng.integers(side - size + 1)) for _ in range(2))
                 place = (slice(y, y + size), slice(x, x + size))
-                colour = unlike(picture[:, *place].mean((1, 2)), rng)[:, None, None]
+                colour = torch.from_numpy(rng.uniform(LIGHT, 255, 3)).float()[:, None, None]
                 picture[:, *place] = shape * colour + (1 - shape) * picture[:, *place]
                 mask[place][shape > SOLID] = int(labels[which]) + 1
             pictures.append(picture.round().clamp(0, 255).to(torch.uint8))
             masks.append(mask)
         return torch.stack(pictures), torch.stack(masks)
-
-
-def unlike(colour: Tensor, rng: np.random.Generator) -> Tensor:
-    """A random colour [3] in 0..255 that can be told from another."""
-    while True:
-        drawn = torch.from_numpy(rng.uniform(0, 255, 3)).float()
-        if float((drawn - colour).abs().mean()) >= APART:
-            return drawn
