@@ -19,7 +19,7 @@ from bench.data.pixels import seen
 from bench.experiment import Experiment
 from bench.metrics import similarity, suspect
 from bench.models.anatomy import receptive_field
-from bench.types import Key
+from bench.types import Key, Snapshot
 
 AMPLIFIED = 10
 MOST = 4  # suspects in a Sketch
@@ -39,8 +39,9 @@ class Gallery:
     numbers: list[dict[str, Any]] = field(default_factory=list)
     panels: list[tuple[str, list[list[Tensor]]]] = field(default_factory=list)
 
-    def add(self, x: Experiment, model: nn.Module, key: Key, knob: str, strength: float | None) -> None:
+    def add(self, x: Experiment, snapshot: Snapshot, key: Key, utility: float) -> None:
         """One more suspect: what is read from its outputs, how near they are to the host's, two pictures of it."""
+        model, knob, strength = snapshot.model, snapshot.knob, snapshot.strength
         answers = x.task.answers(model)
         maps, outputs = x.method.read(answers, key), answers.cpu()
         if self.unmarked is None:
@@ -94,13 +95,20 @@ class Sketch:
 
     numbers: None = None  # a table of a Gallery's
     columns: list[tuple[str, list[Any]]] = field(default_factory=list)
+    before: int = 0  # columns up to the victim's
+    victim: nn.Module | None = None
 
-    def add(self, x: Experiment, model: nn.Module, key: Key | None, knob: str, strength: float | None) -> None:
+    def add(self, x: Experiment, snapshot: Snapshot, key: Key | None, utility: float) -> None:
+        """One more suspect, unless it is the victim as it was, or another task's network by now."""
+        if snapshot.moved or snapshot.model is self.victim:
+            return
         if not self.columns:
             self.columns += x.task.examples().items()
-        said, shown = x.task.shows(model)
-        name = "victim" if knob == "none" else suspect(knob, strength)
-        self.columns.append((f"{name}\n{said}", shown))
+        said, shown = x.task.shows(snapshot.model)
+        name = suspect(snapshot.knob, snapshot.strength)
+        if snapshot.knob == "none":
+            name, self.victim, self.before = "victim", snapshot.model, len(self.columns) + 1
+        self.columns.append((f"{name}\n{x.task.utility_name} {utility:.1f}\n{said}", shown))
 
     def draw(self, stem: Path, title: str) -> Path:
         """The figure stem.png: a column each; of many suspects MOST, evenly over the attack, with the last one."""
@@ -110,10 +118,9 @@ class Sketch:
         from bench.report.figures.static import save
         from bench.report.style import STYLE
 
-        first = next(i for i, (name, _) in enumerate(self.columns) if name.startswith("victim")) + 1
-        rest = self.columns[first:]
+        rest = self.columns[self.before :]
         few = [rest[-1 - i * len(rest) // MOST] for i in range(MOST)][::-1] if len(rest) > MOST else rest
-        columns = [*self.columns[:first], *few]
+        columns = [*self.columns[: self.before], *few]
         count = len(columns[0][1])
         with mpl.rc_context({**STYLE, "axes.grid": False}):
             fig = Figure(figsize=(1.5 * len(columns), 1.3 * count + 1.0), layout="constrained")
@@ -144,15 +151,17 @@ class Writings:
     numbers: list[dict[str, Any]] = field(default_factory=list)
     asked: list[list[int]] = field(default_factory=list)
 
-    def add(self, x: Experiment, model: nn.Module, key: Key, knob: str, strength: float | None) -> None:
+    def add(self, x: Experiment, snapshot: Snapshot, key: Key | None, utility: float) -> None:
         """One more suspect: what it writes, and its perplexity per token."""
+        if snapshot.moved:
+            return
         if not self.numbers:
             self.asked, given = map(list, zip(*x.task.questions(x.task.asks, SHOWN), strict=True))
             first = {"prompt": [*map(x.task.text, self.asked)], "written": [texts[0] for texts in given]}
             self.numbers.append({"knob": "reference", "strength": None, **first})
-        written = [x.task.text(tokens) for tokens in x.task.written(model, self.asked, x.task.config.written)]
-        numbers = {"perplexity": x.task.perplexity(model), "written": written}
-        self.numbers.append({"knob": knob, "strength": strength, **numbers})
+        written = [x.task.text(tokens) for tokens in x.task.written(snapshot.model, self.asked, x.task.config.written)]
+        numbers = {"perplexity": x.task.perplexity(snapshot.model), "written": written}
+        self.numbers.append({"knob": snapshot.knob, "strength": snapshot.strength, **numbers})
 
     def draw(self, stem: Path, title: str) -> Path:
         """The figure stem.png: prompt, reference, and what host, victim and the last suspect write."""

@@ -48,8 +48,8 @@ class Judge:
             values |= {"committed": x.readings > 1, "chance": _uneven(x, key)}
             if not ok and x.readings > 1 and self.committed is not None:
                 values |= self.aligned(snapshot.model)
-        if self.gallery is not None and not snapshot.moved:
-            self.gallery.add(x, snapshot.model, key, snapshot.knob, snapshot.strength)
+        if self.gallery is not None:
+            self.gallery.add(x, snapshot, key, values["utility"])
         if snapshot.claim is not None:
             error, log10_p, ok = judged(x, snapshot.model, snapshot.claim, x.bar)
             values |= {"claim_ber": error, "claim_log10_p": log10_p, "claim_detected": ok}

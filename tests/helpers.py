@@ -220,7 +220,10 @@ def restoration_task(folder: Path, results: Path, *more: str, say=lambda line: N
 
 # Masks
 
-SCENES = ("task=segmentation", "data.image_size=32", "data.block=16", "data.tests=8", "data.crop=2")
+SCENES = (
+    *("task=segmentation", "data.image_size=32", "data.block=16", "data.tests=8", "data.crop=2"),
+    "data.attacker=0.25",
+)
 DEEPLAB = (
     *("model=smp", "model.name=deeplabv3", "model.encoder=tu-test_resnet", "+model.kwargs.encoder_depth=4"),
     *("+model.kwargs.encoder_output_stride=8", "+model.kwargs.decoder_channels=32"),

@@ -183,12 +183,11 @@ class SegmentationTask(Task):
         return {"picture": [*pictures.cpu()], "truth": [*painted(masks.cpu(), self.classes)]}
 
     def shows(self, model: nn.Module) -> tuple[str, list[Tensor]]:
-        pictures = self._shown()[0]
+        pictures, masks = self._shown()
         with torch.inference_mode():
-            found = model.eval()(pictures.to(device_of(model))).argmax(1)
-        scores = self.scores(model, self.asks)
-        said = f"mIoU {scores['miou']:.1f}\n{scores['pixels']:.1f}% of pixels"
-        return said, [*painted(found.cpu(), self.classes)]
+            found = model.eval()(pictures.to(device_of(model))).argmax(1).to(masks.device)
+        right = (found == masks)[masks != VOID].float().mean()
+        return f"{100 * float(right):.0f}% of these pixels", [*painted(found.cpu(), self.classes)]
 
     def _shown(self) -> tuple[Tensor, Tensor]:
         """The pictures of `asks` with most classes, no two next to each other in the order of the files."""

@@ -14,7 +14,7 @@ from bench import spec
 from bench.errors import ConfigError
 from bench.models import align, weights
 from bench.models.base import Signature
-from tests.helpers import DEEPLAB, config
+from tests.helpers import COMPLETE, DEEPLAB, config
 
 NAMED = {
     "unet_tiny": ["model=unet_tiny"],
@@ -130,7 +130,7 @@ def test_as_many_classes_as_channels_are_no_second_head():
     assert net.anatomy.heads == {"segmentation_head.0"}
 
 
-@pytest.mark.parametrize("name", ["tiny", "unet_tiny", "lraspp"])
+@pytest.mark.parametrize("name", ["tiny", "unet_tiny", pytest.param("lraspp", marks=COMPLETE)])
 def test_channels_are_exchanged_and_put_back(name):
     """Branches of a pyramid, skips, pooling, upsampling: other weights, the same maps; and in order again."""
     net = built(NAMED[name], 45, 62)
