@@ -21,7 +21,7 @@ class Regulariser(Method):
 
     Derived dataclasses give `reader`, the differentiable logits with all that depends on the key alone computed once.
     Situations after Uchida et al. 2017, Sec. 3.2: from scratch; fine-tuning the trained host; fine-tuning it on its own
-    outputs, without labels; ours: `lora`, fine-tuning it through a low-rank change (bench.models.lora), the mark being
+    outputs, without labels. Ours: `lora`, fine-tuning it through a low-rank change (bench.models.lora), the mark being
     in the sum of weight and change, which is what is handed out. layer: name or glob of the weight that carries the
     mark, where it is not to be chosen.
     """
@@ -53,7 +53,7 @@ class Regulariser(Method):
             names = lora.adapted(model)
             if not names:
                 raise ConfigError(
-                    "method.situation=lora: no layer is adapted; model.lora={rank: .., alpha: .., targets: ..}"
+                    "method.situation=lora: no layer is adapted; model.lora={rank: , alpha: , targets: []}"
                 )
             if self.layer is None or not any(fnmatchcase(name, self.layer) for name in names):
                 raise ConfigError(f"method.situation=lora marks an adapted layer: method.layer={names[-1]}")

@@ -71,9 +71,7 @@ class Frequency(Regulariser):
         if not self.module:
             return super().extend(model, task, seed)
         if self.situation == "lora":
-            raise ConfigError(
-                "method.situation=lora trains a change of other layers, not the module: finetune, distill"
-            )
+            raise ConfigError("method.situation=lora trains a change of other layers, not the module")
         causal = task.gives == "text"
         if causal and self.radius:
             raise ConfigError(f"method.radius={self.radius}: tokens of a text are no grid; method.radius=0")

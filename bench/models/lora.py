@@ -84,7 +84,10 @@ def attached(net: nn.Module, lora: Lora, names: list[str], seed: int) -> Iterato
         yield [f"{name}.parametrizations.weight.0" for name in names]
     finally:
         for name in names:
-            parametrize.remove_parametrizations(net.get_submodule(name), "weight")
+            layer = net.get_submodule(name)
+            parametrize.remove_parametrizations(layer, "weight")
+            if "bias" in layer._parameters:  # parameters in the order that they had
+                layer._parameters["bias"] = layer._parameters.pop("bias")
 
 
 def tuned(net: nn.Module, task: Task, fit: Fit, **how: Any) -> nn.Module:

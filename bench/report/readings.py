@@ -37,7 +37,7 @@ WRITING = (
 
 
 def spoken(numbers: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(who, texts) of a run's bench.gallery.Writings: prompts, references, host, victim, the last suspect."""
+    """(who, texts) of a run's writings (bench.gallery): prompts, references, host, victim, the last suspect."""
     first, *suspects = numbers
     names = {"host": "host", "none": "victim"}
     shown = [line for line in suspects if line["knob"] in names]

@@ -11,6 +11,7 @@ import torch
 from bench import spec
 from bench.data import texts
 from bench.errors import ConfigError
+from bench.store.cache import Cache
 from tests.helpers import CPU, config, language
 
 LINES = [
@@ -127,17 +128,13 @@ def test_what_is_wrong_with_text_is_one_line(results, tmp_path, words, said):
     assert "\n" not in str(caught.value)
 
 
-def test_images_hold_no_text():
-    task = spec.build(config("task=language").task, "task")
-    with pytest.raises(ConfigError, match="holds no text: task=language takes"):
-        task.open(spec.build(config("data=digits").data, "data"), None, CPU, lambda line: None)
+def test_pictures_are_no_text():
+    data, task = (spec.build(config("task=language", "data=digits")[group], group) for group in ("data", "task"))
+    with pytest.raises(ConfigError, match="holds no text: task=language takes data=pydoc"):
+        task.open(data, None, CPU, print)
 
 
 def test_pictures_tasks_refuse_text(results):
-    from bench import spec
-    from bench.store.cache import Cache
-    from tests.helpers import config
-
     cfg = config("data=pydoc")
     data, cache = spec.build(cfg.data, "data"), Cache(str(results / "cache"), None)
     for name in ("classification", "restoration"):
