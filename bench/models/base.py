@@ -161,10 +161,6 @@ def load(net: nn.Module, path: str, head: str) -> None:
     net.load_state_dict(state)
 
 
-def _tied(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.numel() > 0
-
-
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Onto the device; in channels_last where that is quicker: convolutional networks on CUDA, some on a CPU."""
     if anatomy.convolutional(net) if device.type == "cuda" else anatomy.of(net).channels_last:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import spec
 from bench.errors import ConfigError, among, within
 from bench.models import anatomy, base, lora
 
@@ -81,6 +83,13 @@ class Gpt2(Language):
     name: str | None
     weights: str = among("pretrained", "random")
     kwargs: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """A folder by what is in it."""
+        files = sorted(Path(self.name or "").glob("*.safetensors")) if self.name else []
+        files += [p for p in [Path(self.name or "") / "config.json"] if self.name and p.is_file()]
+        told = {"name": [spec.sha256(p) for p in files]} if files else {}
+        return super().identity() | told
 
     @property
     def title(self) -> str:
