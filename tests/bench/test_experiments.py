@@ -22,6 +22,7 @@ NODES = ("method", "attack", "model", "data", "train", "task", "verify")
 OWN = {"zhang_2021": "skimage", "watermas_2024_segmentation": "scenes"}  # data of tasks without classes of pictures
 HERE = "results_dir=unused"
 BOTH = [(e, s) for e in EXPERIMENTS for s in SCALES]
+NO_DIGITS = ("digits", "architectures", "neuralmark_2025_text")
 
 
 def axes(experiment: str, scale: str, *more: str) -> list[list[str]]:
@@ -73,7 +74,7 @@ def test_every_job_builds(conf, experiment, scale):
 
 @pytest.mark.slow
 @pytest.mark.quick
-@pytest.mark.parametrize(("experiment", "scale"), [b for b in BOTH if b[0] not in ("digits", "architectures")])
+@pytest.mark.parametrize(("experiment", "scale"), [b for b in BOTH if b[0] not in NO_DIGITS])
 def test_every_network_has_room_for_its_mark(conf, tmp_path, experiment, scale):
     """Digits have the classes and the size of CIFAR-10: networks are built, keys drawn, nothing is trained."""
     more = [
@@ -152,6 +153,19 @@ def test_files_of_an_experiment_or_a_scale_are_those_of_something():
     for path in (ROOT / "conf" / "scale").glob("*/*.yaml"):
         assert path.parent.name in SCALES
         assert path.stem in (*ATTACKS, *EXPERIMENTS)
+
+
+def test_a_language_model_has_room_for_its_mark_in_what_is_tuned(conf, tmp_path):
+    """The paper's network asks for files: of its text the small scale alone is opened."""
+    words = [column[0] for column in axes("neuralmark_2025_text", "small")]
+    x = run.prepare(compose("config", overrides=[*words, f"results_dir={tmp_path}", "device=cpu"]))
+    assert (x.method.situation, x.task.kind, x.model.title) == ("lora", "language", "gpt")
+    model = stages.skeleton(x)
+    assert x.method.keygen(model, x.rng("owner", "key"), x.task).where == ("h.1.attn.c_attn.weight",)
+    whole = compose("config", overrides=[column[0] for column in axes("neuralmark_2025_text", "full")])
+    assert (whole.model.name, whole.method.rounds, whole.train.epochs) == ("gpt2-medium", 10, 0)
+    # Each round halves: 3 x 1024 x 1024 weights of the last c_attn hold 512 x 2^10, twice.
+    assert whole.method.k * 2 ** (whole.method.rounds + 1) <= 3 * 1024 * 1024
 
 
 def test_scales_are_in_the_help_and_a_wrong_one_is_one_line():
