@@ -16,7 +16,6 @@ from tests.fake_runs import plausible, point, save
 from tests.fake_runs import run as fake
 from tests.helpers import ATTACKS, METHODS, ROOT, config, tiny
 
-PENDING = {"greedy", "vote"}  # baselines of NeuralMark's tables
 ENTRY = {"quantity": "detection", "attack": "prune", "knob": "ratio", "strength": 0.9, "published": 50}
 NOTED = {"source": "Somebody 2020", "table": "", "quantity": "detection", "knob": "ratio", "strength": 0.9}
 NOTED |= {"published": 50, "setting": {}, "note": ""}
@@ -111,7 +110,7 @@ def test_what_is_published_is_of_methods_and_attacks_that_there_are(name):
     assert source
     for entry in entries:
         named = entry.published if isinstance(entry.published, dict) else {}
-        assert set(named) <= {*METHODS, *PENDING}
+        assert set(named) <= {*METHODS}
         assert entry.attack in (None, *ATTACKS)
         for key in ("model", "data"):
             assert entry.setting[key] in options(key)
