@@ -228,9 +228,10 @@ class Centres:
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mu": self.mu.detach(), "adam": self.optimizer.state_dict()}
+        return {"mu": self.mu.detach(), **self.optimizer.state[self.mu]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        moments = {name: x if name == "step" else x.to(self.mu) for name, x in state.items() if name != "mu"}
+        self.optimizer.state[self.mu] = moments
         with torch.no_grad():
             self.mu.copy_(state["mu"])
-        self.optimizer.load_state_dict(state["adam"])

@@ -16,6 +16,8 @@ from attacks._rewrite import rewrite
 from bench import metrics, spec
 from bench.errors import ConfigError
 from bench.models import weights
+from bench.progress import silent
+from bench.store.checkpoint import Checkpoint
 from bench.train import Fit
 from bench.types import Task
 from methods._activations import activations, projected
@@ -247,18 +249,19 @@ def test_the_keys_images_move_no_statistics_and_draw_no_dropout():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_training_goes_on_where_it_stopped():
-    model, other = network(), network()
-    key = METHOD.keygen(model, rng(), OWNER)
-    one, two = (Centres.of(METHOD, m, key) for m in (model, other))
-    for _ in range(3):
-        one.penalty(model).backward()
-        one.step(model)
-    two.load_state_dict(copy.deepcopy(one.state_dict()))
-    for centres in (one, two):
-        centres.penalty(network()).backward()
-        centres.step(model)
-    assert torch.equal(one.mu, two.mu)
+def test_training_goes_on_where_it_was_killed(tmp_path):
+    key, found = METHOD.keygen(network(), rng(), OWNER), []
+    for stop in (None, 2, None):
+        model, kept = network(), Checkpoint(tmp_path, 0, silent) if found else None
+        centres = Centres.of(METHOD, model, key)
+        training = replace(fit(4), checkpoint=kept)
+        for epoch in training.epochs(model, OWNER, penalty=centres.penalty, step=centres.step, state=[centres]):
+            if epoch == stop:
+                break
+        found.append([centres.mu, *model.state_dict().values()])
+    whole, half, gone_on = found
+    assert all(torch.equal(x, y) for x, y in zip(whole, gone_on, strict=True))
+    assert not torch.equal(whole[0], half[0])
 
 
 def test_strength_is_both_lambdas():
