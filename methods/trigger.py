@@ -41,8 +41,9 @@ class Trigger(Method):
 
     Each batch has `per_batch` triggers more, in the same forward pass; they are drawn without replacement until all
     were. The public code adds 2 to 100, for 60 epochs of 500 batches; as few steps as a small data set has need more.
-    Not as there: pictures are made, not found (methods._inputs). As there they are not augmented. Situations: from
-    scratch (FromScratch), or into the trained host (PreTrained).
+    Not as there: pictures are made, not found (methods._inputs), and classes are those that a suspect names; the public
+    code measures fine-tuned networks with the owner's last layer put back, which takes their weights. As there triggers
+    are not augmented. Situations: from scratch (FromScratch), or into the trained host (PreTrained).
 
     binding: `none`: a claimant shows pictures and labels, and may name what the network says (`forgeries`); the paper's
     commitments keep the triggers secret until they are shown, which forbids nobody to commit to others. `hash` (ours):
