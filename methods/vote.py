@@ -27,9 +27,11 @@ class Vote(Regulariser):
 
     Logits: the median of the T readings, whose sign is the majority's exactly. Their gradient is that of the readings'
     mean (straight through): the median's own is that of the one reading which turns the vote, and who follows it moves
-    that one past the others, and the vote stays. Capacity: n <= M, as Uchida's, M = in k k. All T n readings can be
-    right whatever the message while T n <= M, and for random projections up to T n < 2 M (Cover 1965); majorities
-    alone need fewer, so that beyond it bits may be embedded all the same, up to some T n and with less margin.
+    that one past the others, and the vote stays (measured on digits, of 127 bits to be turned by the least change: 2
+    by the median's, all by the mean's). Capacity: n <= M, as Uchida's, M = in k k. All T n readings can be right
+    whatever the message while T n <= M. Beyond, embedding is not refused and gets incomplete: of random projections no
+    more than 2 M readings can all be right (Cover 1965). Measured, T = 3, M = 144: no bit wrong at T n = M, 3% of them
+    at 2 M, 11% at 3 M (23% of the readings).
     """
 
     votes: int = within(1)
