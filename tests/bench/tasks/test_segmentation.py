@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench import run, spec
+from bench import run, spec, stages, threat
 from bench.data.masks import VOID
 from bench.errors import ConfigError
 from bench.tasks.segmentation import Prior, Segmentation, painted
@@ -155,6 +155,22 @@ def test_a_batch_of_one_never_trains(results):
     assert [len(images) for images, _ in task.batches("owner", task.size("owner") - 1, 0)] == [task.size("owner") - 1]
     with pytest.raises(ConfigError, match="the attacker split has one picture, and a batch needs two"):
         segmentation_task(results, "data.block=1", "data.attacker=0.09", "data.validation=0")
+
+
+# What an attacker is handed
+
+
+def test_a_service_answers_for_each_pixel_with_logits_or_the_class_alone(results):
+    words = ["method=none", f"results_dir={results}", "train.epochs=1", "attack.knows=[outputs]"]
+    x = run.prepare(config(*segmentation(), *words, "attack=distill"))
+    net, images = stages.fresh(x).eval(), x.task.example(2)
+    told = threat.stolen(x, net, None).model(images)
+    assert torch.equal(told, net(images))
+    x = run.prepare(config(*segmentation(), *words[:-1], "attack=extract"))
+    named = threat.stolen(x, net, None).model
+    assert torch.equal(named(images), told.argmax(1))
+    with pytest.raises(PermissionError):
+        named.parameters()
 
 
 # A run's figure
