@@ -14,18 +14,20 @@ ROUNDS = 20  # of logits that are linear only in a small neighbourhood
 DAMPING = 0.01  # of these, in units of A A^T along the first residual
 
 
-def rewrite(model: nn.Module, method: Method, key: Key, message: np.ndarray, iterations: int = 200) -> None:
+def rewrite(
+    model: nn.Module, method: Method, key: Key, message: np.ndarray, iterations: int = 200, margin: float = 1.0
+) -> None:
     """The least change of the marked weights, in place, after which the key reads `message`.
 
     What bits are decoded from (`Method.channel`: the logits) is linear in the weights, y = A w (permutation and scale
-    held fixed): conjugate gradients solve A A^T u = target - y, the change is A^T u. The target has the median margin
-    of the old bits. Where it is not linear (Method.linear), that is done again from where it led, damped (Levenberg,
+    held fixed): conjugate gradients solve A A^T u = target - y, the change is A^T u. The target has `margin` times
+    the median margin of the old bits. Where it is not linear (Method.linear), that is done again from where it led, damped (Levenberg,
     Marquardt), until all bits are read; there may be messages that no change writes: a reader of 100 hidden units has
     100 numbers to make 256 bits of.
     """
     y = method.channel(model, key)
     sign = method.coded(replace(key, message=torch.from_numpy(message))).to(y)
-    target = sign * y.detach().abs().median()
+    target = margin * sign * y.detach().abs().median()
     for _ in range(1 if method.linear else ROUNDS):
         _step(method.channel(model, key), model, method, key, target, iterations)
         if not method.linear and bool((sign * method.channel(model, key) > 0).all()):

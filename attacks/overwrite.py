@@ -28,9 +28,10 @@ class Overwrite(Attack):
     that data set's and damage is undefined. The point without training stays with the victim's data and head: there is
     nothing to train a new one.
     mode `closed_form` (ours): honest keys, written one after another, each by the least change of the weights, in the
-    Euclidean norm, after which it reads its message with the median margin of what it read before; keys that this made
-    misread are written again, as long as their wrong bits become fewer. A point for each count in `keys`; its claim is
-    the key that then reads worst: where that one passes, all do.
+    Euclidean norm, after which it reads its message with `margin` times the median margin of what it read before (1: as
+    an honest mark; little is read as well, and costs less); keys that this made misread are written again, as long as
+    their wrong bits become fewer. A point for each count in `keys`; its claim is the key that then reads worst: where
+    that one passes, all do.
     """
 
     needs = ("weights", "method", "layer")
@@ -42,6 +43,7 @@ class Overwrite(Attack):
     mode: str = spec.later("train", check=among("train", "closed_form"))
     keys: list[int] = spec.later([1, 5, 20], check=within(1, 10_000))
     transfer: Any = spec.later(None)
+    margin: float = spec.later(1.0, check=within(0, 1e6, ends="(]"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +67,7 @@ class Overwrite(Attack):
             return metrics.ber(method.extract(model, key, victim.task), key.message)
 
         def write(key: Key) -> None:
-            rewrite(model, method, key, key.message.cpu().numpy())
+            rewrite(model, method, key, key.message.cpu().numpy(), margin=self.margin)
 
         for count in range(1, max(self.keys) + 1):
             key = method.keygen(victim.model, rng, victim.task)

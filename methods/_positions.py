@@ -77,14 +77,43 @@ def drawn(words: Words, total: int, n: int, signs: int) -> tuple[np.ndarray, np.
     return first(stream[:draws], total, n), 2 * bits.astype(np.int8) - 1
 
 
-def random_words(rng: np.random.Generator) -> Words:
-    """For `drawn` without a commitment."""
-    return lambda count: rng.integers(0, 2**64, count, dtype=np.uint64)
+Make = Callable[[Words, int], dict[str, Tensor]]  # (a stream, how many weights there are) -> secret
 
 
-def bound_words(seed: np.ndarray, content: bytes) -> Words:
-    """For `drawn` from a commitment."""
-    return lambda count: commitment.words(seed, content, count)
+def keygen(
+    host: nn.Module, pattern: str | None, rng: np.random.Generator, n_bits: int, binding: str, make: Make
+) -> Key:
+    """A random message and what `make` draws: from rng, or with binding `hash` from a committed seed, the message and
+    the layers' names and sizes."""
+    names = layers(host, pattern)
+    counts = sizes(host, names)
+    message = rng.integers(0, 2, n_bits).astype(bool)
+    if binding == "none":
+        secret = make(lambda count: rng.integers(0, 2**64, count, dtype=np.uint64), int(counts.sum()))
+    else:
+        seed = commitment.draw_seed(rng)
+        secret = _bound(seed, message, names, counts, make)
+        secret |= {"seed": torch.from_numpy(seed), "sizes": torch.from_numpy(counts)}
+    return Key(torch.from_numpy(message), secret, tuple(names))
+
+
+def _bound(
+    seed: np.ndarray, message: np.ndarray, names: list[str], counts: np.ndarray, make: Make
+) -> dict[str, Tensor]:
+    content = said(names, counts) + commitment.packed(message)
+    return make(lambda count: commitment.words(seed, content, count), int(counts.sum()))
+
+
+def pinned(key: Key, make: Make) -> bool:
+    """Whether a key of binding `hash` is what its seed, message and layers say; False too where they say nothing."""
+
+    def made(seed: np.ndarray, message: np.ndarray) -> dict[str, Tensor]:
+        return _bound(seed, message, list(key.where), key.secret["sizes"].cpu().numpy(), make)
+
+    try:
+        return "sizes" in key.secret and commitment.follows(key, made)
+    except ConfigError:
+        return False
 
 
 def unlike(
@@ -147,11 +176,3 @@ def unread(model: nn.Module, names: tuple[str, ...], positions: Tensor) -> dict[
         shape = weights.read(model, name).shape
         found[name], kept = kept[: shape.numel()].view(shape), kept[shape.numel() :]
     return found
-
-
-def pinned(key: Key, made: Callable[[np.ndarray, np.ndarray], dict[str, Tensor]]) -> bool:
-    """commitment.follows; False also where from what the key says nothing follows."""
-    try:
-        return "sizes" in key.secret and commitment.follows(key, made)
-    except ConfigError:
-        return False

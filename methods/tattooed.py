@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from bench.errors import ConfigError, among, within
 from bench.types import Fit, Key, Method, Task
-from methods import _commitment as commitment
 from methods import _ldpc as ldpc
 from methods import _positions as places
 
@@ -79,36 +78,19 @@ class Tattooed(Method):
         """Length of a Walsh function: a power of two that holds the symbols."""
         return 1 << (self.symbols - 1).bit_length()
 
-    def _length(self, total: int) -> int:
-        """L: positions, a multiple of the chips."""
-        if (found := int(self.share * total) // self.chips * self.chips) == 0:
+    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
+        """Message, positions and signs; ConfigError where the share is too small for the symbols."""
+        return places.keygen(host, self.layer, rng, self.n_bits, self.binding, self._secret)
+
+    def _secret(self, words: places.Words, total: int) -> dict[str, Tensor]:
+        length = int(self.share * total) // self.chips * self.chips
+        if length == 0:
             raise ConfigError(
                 f"method.n_bits={self.n_bits} takes {self.symbols:,} symbols and so {self.chips:,} weights, but "
                 f"method.share={self.share:g} of {total:,} are {int(self.share * total):,}: raise it or take fewer bits"
             )
-        return found
-
-    def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
-        """Message, positions and signs; ConfigError where the share is too small for the symbols."""
-        names = places.layers(host, self.layer)
-        sizes = places.sizes(host, names)
-        message = rng.integers(0, 2, self.n_bits).astype(bool)
-        if self.binding == "none":
-            secret = self._secret(places.random_words(rng), int(sizes.sum()))
-        else:
-            seed = commitment.draw_seed(rng)
-            secret = self._bound(seed, message, names, sizes)
-            secret |= {"seed": torch.from_numpy(seed), "sizes": torch.from_numpy(sizes)}
-        return Key(torch.from_numpy(message), secret, tuple(names))
-
-    def _secret(self, words: places.Words, total: int) -> dict[str, Tensor]:
-        length = self._length(total)
         where, signs = map(torch.from_numpy, places.drawn(words, total, length, length + self.symbols))
         return {"positions": where, "code": signs[:length], "symbols": signs[length:]}
-
-    def _bound(self, seed: np.ndarray, message: np.ndarray, names: list[str], sizes: np.ndarray) -> dict[str, Tensor]:
-        content = places.said(names, sizes) + commitment.packed(message)
-        return self._secret(places.bound_words(seed, content), int(sizes.sum()))
 
     @torch.no_grad()
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
@@ -176,11 +158,7 @@ class Tattooed(Method):
 
     def accepts(self, key: Key) -> bool:
         """With binding, that positions and signs are those of the committed seed, message and layers."""
-
-        def made(seed: np.ndarray, message: np.ndarray) -> dict[str, Tensor]:
-            return self._bound(seed, message, list(key.where), key.secret["sizes"].cpu().numpy())
-
-        return self.binding == "none" or places.pinned(key, made)
+        return self.binding == "none" or places.pinned(key, self._secret)
 
 
 def walsh(x: Tensor) -> Tensor:

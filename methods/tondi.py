@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -28,12 +29,14 @@ class Tondi(Method):
     written before training and again after every optimiser step. A bit is read as the sign of the sum over its
     positions. Constants of the code: 256 bits, spread 6 or 50, strength 1, positions in 2 to 12 layers of one's choice.
 
+    deviation `trained`, as there: sigma is that of a copy trained without the mark first, which doubles what embedding
+    costs; `start` (ours): that of the network as embedding begins. In 200 epochs with weight decay those of the
+    authors' ResNet-18 shrink to a tenth, and weights held at the start's are found without a key.
+
     Ours: a keyed +-1 code multiplies weight and reading (direct sequence; the code sums what it reads, so that a
     layer's mean weighs on every bit, and a message of ones would show); positions over all convolution and linear
     weights but the stem's and the head's (`layer`: a glob narrows them), where the code gives each chosen layer an
-    equal share; sigma is that of the network as embedding begins, where the code takes a trained unmarked network's: in
-    200 epochs with weight decay those of its ResNet-18 shrink to a tenth, and weights held at the start's would show;
-    no magnitude repeats, in itself or among the layer's (a repeated float would tell of the key).
+    equal share; no magnitude repeats, in itself or among the layer's (a repeated float would tell of the key).
 
     binding (ours): `none`, as published; `hash`: positions and code follow from a committed 32-byte seed, the message
     and the layers' names and sizes, which verification recomputes.
@@ -46,6 +49,7 @@ class Tondi(Method):
     n_bits: int = within(1)
     spread: int = within(1)
     strength: float = within(0, ends="(]")
+    deviation: str = among("trained", "start")
     binding: str = among("none", "hash")
     situation: str = among("scratch", "finetune")
     layer: str | None
@@ -64,41 +68,28 @@ class Tondi(Method):
 
     def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message, positions and code; ConfigError where more than half of the weights would be taken."""
-        names = places.layers(host, self.layer)
-        sizes = places.sizes(host, names)
-        if 2 * self.n_bits * self.spread > sizes.sum():
+        return places.keygen(host, self.layer, rng, self.n_bits, self.binding, self._secret)
+
+    def _secret(self, words: places.Words, total: int) -> dict[str, Tensor]:
+        taken = self.n_bits * self.spread
+        if 2 * taken > total:
             raise ConfigError(
-                f"method.n_bits={self.n_bits} on method.spread={self.spread} weights each are "
-                f"{self.n_bits * self.spread:,} of {sizes.sum():,} in {len(names)} layers: half of them at most"
+                f"method.n_bits={self.n_bits} on method.spread={self.spread} weights each are {taken:,} of {total:,} "
+                "weights, and may be half of them: take fewer bits, a smaller spread or a larger model"
             )
-        message = rng.integers(0, 2, self.n_bits).astype(bool)
-        if self.binding == "none":
-            secret = self._secret(places.random_words(rng), int(sizes.sum()), self.n_bits)
-        else:
-            seed = commitment.draw_seed(rng)
-            secret = self._bound(seed, message, names, sizes)
-            secret |= {"seed": torch.from_numpy(seed), "sizes": torch.from_numpy(sizes)}
-        return Key(torch.from_numpy(message), secret, tuple(names))
-
-    def _secret(self, words: places.Words, total: int, n: int) -> dict[str, Tensor]:
-        found = places.drawn(words, total, n * self.spread, n * self.spread)
-        positions, code = (torch.from_numpy(x.reshape(n, self.spread)) for x in found)
-        return {"positions": positions, "code": code}
-
-    def _bound(self, seed: np.ndarray, message: np.ndarray, names: list[str], sizes: np.ndarray) -> dict[str, Tensor]:
-        content = places.said(names, sizes) + commitment.packed(message)
-        words = places.bound_words(seed, content)
-        return self._secret(words, int(sizes.sum()), len(message))
+        positions, code = (x.reshape(self.n_bits, -1) for x in places.drawn(words, total, taken, taken))
+        return {"positions": torch.from_numpy(positions), "code": torch.from_numpy(code)}
 
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
         """Set the marked weights, then train `host` in place around them."""
-        held = self.held(host, key)
+        first = self.from_scratch and self.deviation == "trained"
+        held = self.held(host, key, fit(copy.deepcopy(host), task) if first else host)
         held.restore(host)
         return fit(host, task, step=held.restore)
 
     @torch.no_grad()
-    def held(self, model: nn.Module, key: Key) -> places.Held:
-        """What the marked weights are to be, by layer, of a network before they are set; drawn by the key alone."""
+    def held(self, model: nn.Module, key: Key, like: nn.Module) -> places.Held:
+        """What the marked weights of `model` are to be, drawn by the key alone, as large as the layers of `like`."""
         sizes = places.sizes(model, list(key.where))
         pairs = torch.from_numpy(places.split(key.secret["positions"].cpu().numpy().reshape(-1), sizes))
         signs = (key.secret["code"].cpu() * torch.where(key.message.cpu(), 1, -1)[:, None]).reshape(-1)
@@ -109,9 +100,9 @@ class Tondi(Method):
         for i in pairs[:, 0].unique().tolist():
             at = pairs[:, 0] == i
             weight = model.get_parameter(key.where[i]).reshape(-1)
-            scale = self.strength * float(weight.std()) / math.sqrt(2)
-            sizes_now = weight.abs().cpu().numpy()
-            made = places.unlike(lambda count, scale=scale: draw.exponential(scale, count), int(at.sum()), sizes_now)
+            scale = self.strength * float(like.get_parameter(key.where[i]).std()) / math.sqrt(2)
+            known = weight.abs().cpu().numpy()
+            made = places.unlike(lambda count, scale=scale: draw.exponential(scale, count), int(at.sum()), known)
             values = signs[at] * torch.from_numpy(made)
             found[key.where[i]] = (pairs[at, 1].to(weight.device), values.to(weight), scale)
         return places.Held(found)
@@ -140,8 +131,4 @@ class Tondi(Method):
 
     def accepts(self, key: Key) -> bool:
         """With binding, that positions and code are those of the committed seed, message and layers."""
-
-        def made(seed: np.ndarray, message: np.ndarray) -> dict[str, Tensor]:
-            return self._bound(seed, message, list(key.where), key.secret["sizes"].cpu().numpy())
-
-        return self.binding == "none" or places.pinned(key, made)
+        return self.binding == "none" or places.pinned(key, self._secret)

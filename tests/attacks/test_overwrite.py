@@ -14,6 +14,7 @@ from PIL import Image
 from bench import judge, metrics, run, spec, threat
 from bench.errors import ConfigError
 from bench.train import Fit
+from bench.types import Victim
 from tests.helpers import BY_POSITION, build_attack, snapshots, tiny
 
 CLOSED = ("attack.mode=closed_form", "attack.data=none")
@@ -132,3 +133,16 @@ def test_other_data_are_for_what_trains():
         build_attack("overwrite", *CLOSED, "data@attack.transfer=cifar100")
     assert spec.canonical(build_attack("overwrite", "data@attack.transfer=cifar100"))["transfer"]["label"] == "cifar100"
     assert "transfer" not in spec.canonical(build_attack("overwrite"))
+
+
+def test_a_small_margin_changes_less_and_reads_as_well(marked):
+    """Greedy's residuals are public, and no bit needs more than a sign: a claim costs little where it asks for little."""
+    x, model, owner = marked("greedy", "overwrite", *CLOSED, "attack.keys=[1]")
+    before, spent = model.get_parameter(owner.where[0]).detach().clone(), []
+    for margin in (1.0, 0.05):
+        attack = replace(x.attack, margin=margin)
+        victim = Victim(model, x.method, x.task.view("outsider"), where=owner.where)
+        (found,) = attack.run(victim, np.random.default_rng(0), Fit(x.train, 3))
+        assert metrics.ber(x.method.extract(found.model, found.claim, x.task), found.claim.message) == 0
+        spent.append(float((found.model.get_parameter(owner.where[0]) - before).norm()))
+    assert spent[1] < 0.8 * spent[0]

@@ -170,7 +170,7 @@ def test_a_sign_of_all_weights_is_taken_out_and_one_of_the_preamble_inverts():
 def test_noise_that_costs_channel_bits_is_corrected():
     tattooed, model, key, _ = embedded("method.d_c=4")
     noise, flat = torch.Generator().manual_seed(1), places.flat(model, key.where).detach()
-    gain = float(tattooed.channel(model, key)[:PREAMBLE].mean())
+    gain = float(tattooed.channel(model, key).detach()[:PREAMBLE].mean())
     sigma = 0.8 * gain * len(key.secret["positions"]) ** 0.5
     raw = wrong = 0.0
     for _ in range(5):
