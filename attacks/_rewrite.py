@@ -20,10 +20,10 @@ def rewrite(
     """The least change of the marked weights, in place, after which the key reads `message`.
 
     What bits are decoded from (`Method.channel`: the logits) is linear in the weights, y = A w (permutation and scale
-    held fixed): conjugate gradients solve A A^T u = target - y, the change is A^T u. The target has `margin` times
-    the median margin of the old bits. Where it is not linear (Method.linear), that is done again from where it led, damped (Levenberg,
-    Marquardt), until all bits are read; there may be messages that no change writes: a reader of 100 hidden units has
-    100 numbers to make 256 bits of.
+    held fixed): conjugate gradients solve A A^T u = target - y, the change is A^T u. The target has `margin` times the
+    median margin of the old bits. Where it is not linear (Method.linear), that is done again from where it led, damped
+    (Levenberg, Marquardt), until all bits are read; there may be messages that no change writes: a reader of 100 hidden
+    units has 100 numbers to make 256 bits of.
     """
     y = method.channel(model, key)
     sign = method.coded(replace(key, message=torch.from_numpy(message))).to(y)

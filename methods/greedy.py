@@ -43,6 +43,8 @@ class Greedy(Regulariser):
     a bit are needed, so that no bit's weights are all its neighbours' as well.
     """
 
+    linear = False  # what is left out changes with the weights
+
     n_bits: int = within(1)
     row: int = within(1)
     divider: int = within(0)
