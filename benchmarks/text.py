@@ -20,7 +20,7 @@ import torch
 
 from bench import spec
 from bench.cli.compose import composed
-from bench.models.gpt import read
+from bench.models.tokens import read
 from bench.store.cache import Cache
 from bench.tasks.language import LanguageTask
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -10,22 +10,20 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from bench.errors import ConfigError
-from bench.models.gpt import read
-
-if TYPE_CHECKING:
-    from bench.models.gpt import Gpt2, Vocabulary
+from bench.models.tokens import Vocabulary, read
 
 
 class Reader(GPT2LMHeadModel):
-    """transformers' network, called as bench.models.gpt says."""
+    """transformers' network, called as bench.models.tokens says."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens, asked = read(tokens)
         return self.lm_head(self.transformer(tokens, use_cache=False).last_hidden_state[asked])
 
 
-def constructed(model: Gpt2, io: Vocabulary) -> nn.Module:
-    """The network, each Conv1D an nn.Linear. Raises ConfigError for what is not to be had, or does not fit."""
+def constructed(model: Any, io: Vocabulary) -> nn.Module:
+    """The network of a bench.models.Gpt2, each Conv1D an nn.Linear. Raises ConfigError for what cannot be had, or does
+    not fit."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -19,16 +19,9 @@ from torch.nn import functional
 from bench import spec
 from bench.errors import ConfigError, among, within
 from bench.models import anatomy, base, lora
+from bench.models.tokens import Vocabulary, read
 
 NEEDED = "needs transformers: pip install 'watermark-bench[text]'"
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a network of text must fit: tokens it knows, and how many of them it is given at most."""
-
-    tokens: int
-    context: int
 
 
 @dataclass(frozen=True)
@@ -101,18 +94,6 @@ class Gpt2(Language):
         except ImportError as error:
             raise ConfigError(f"model=gpt2 {NEEDED}") from error
         return _gpt2.constructed(self, io)
-
-
-def context_only(tokens: Tensor) -> Tensor:
-    """Tokens as a network is given them where it is not asked for the next one."""
-    return -1 - tokens
-
-
-def read(tokens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """(tokens without signs [B, T], (rows [N], columns [N]) of the positions that are asked)."""
-    tokens = tokens.long()
-    rows, columns = (tokens >= 0).nonzero(as_tuple=True)
-    return torch.where(tokens < 0, -1 - tokens, tokens), (rows, columns)
 
 
 class Attention(nn.Module):

@@ -22,7 +22,7 @@ from bench.data import texts
 from bench.errors import ConfigError, among, checked, within
 from bench.machine import device_of
 from bench.models import base
-from bench.models.gpt import Vocabulary, context_only
+from bench.models.tokens import Vocabulary, context_only
 from bench.progress import Say
 from bench.store.cache import Cache, Entry
 from bench.types import Task
@@ -72,7 +72,7 @@ class Language:
 
 @dataclass(frozen=True)
 class LanguageTask(Task):
-    """A batch is (tokens int64 [B, T] as bench.models.gpt has them, labels int64 [N] of the positions asked)."""
+    """A batch is (tokens int64 [B, T] as bench.models.tokens has them, labels int64 [N] of the positions asked)."""
 
     config: Language
     data: texts.Text

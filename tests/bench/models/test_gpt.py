@@ -17,7 +17,8 @@ from attacks._rewrite import rewrite
 from bench import metrics, spec
 from bench.errors import ConfigError
 from bench.models import align, anatomy, lora, weights
-from bench.models.gpt import Nano, Vocabulary
+from bench.models.gpt import Nano
+from bench.models.tokens import Vocabulary
 from bench.types import Key
 from tests.helpers import NEURALMARK, UCHIDA, config, language, rng
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from bench.errors import ConfigError
-from bench.models.gpt import context_only, read
+from bench.models.tokens import context_only, read
 from tests.bench.data.test_texts import E2E, e2e, opened  # noqa: F401 (a fixture)
 from tests.helpers import language
 
