@@ -19,7 +19,6 @@ from tests.helpers import ATTACKS, ROOT
 EXPERIMENTS, SCALES = options("experiment"), options("scale")
 PAPERS = ["uchida_2017", "neuralmark_2025", "watermas_2024", "tang_2025"]
 NODES = ("method", "attack", "model", "data", "train", "task", "verify")
-OWN = {"zhang_2021": "skimage", "watermas_2024_segmentation": "scenes"}  # data of tasks without classes of pictures
 HERE = "results_dir=unused"
 BOTH = [(e, s) for e in EXPERIMENTS for s in SCALES]
 NO_DIGITS = ("digits", "architectures", "neuralmark_2025_text")
@@ -78,7 +77,7 @@ def test_every_job_builds(conf, experiment, scale):
 def test_every_network_has_room_for_its_mark(conf, tmp_path, experiment, scale):
     """Digits have the classes and the size of CIFAR-10: networks are built, keys drawn, nothing is trained."""
     more = [
-        f"data={OWN.get(experiment, 'digits')}",
+        f"data={'skimage' if experiment == 'zhang_2021' else 'scenes' if 'segmentation' in experiment else 'digits'}",
         *(["attack.transfer=null"] if experiment.endswith("transfer") else []),
     ]
     seen = set()
