@@ -17,7 +17,7 @@ from bench.machine import device_of
 from bench.models import weights
 from bench.types import Fit, Key, Method, Task
 from methods import _commitment as commitment
-from methods._activations import activations, projected
+from methods._activations import activations, projected, rectified
 from methods._inputs import abstract
 
 
@@ -36,8 +36,10 @@ class Deepsigns(Method):
     the mean's distance from its centre and not each image's. An activation is what the module of the weight `key.where`
     gives, batch-normalised where that follows at once (before it, a channel could be shifted and its statistics with
     it) but before the rectifier, averaged over positions or tokens; the public codes flatten them, rectified. So the
-    logits are affine in that weight, M is its number of outputs and A is small. The layer is the benchmark's
-    (bench.models.weights), not the second to last. A claimant without data shows abstract pictures, one a class.
+    logits are affine in that weight, M is its number of outputs and A is small. The layer is not the second to last but
+    the benchmark's (bench.models.weights), of those before an activation function: from a layer before a sum anybody
+    takes the mark without data, by constants that one branch gives more and the other less. A claimant without data
+    shows abstract pictures, one a class.
 
     binding (ours): `none`, as published: A and the images are whatever the claimant shows. `hash`: message and A follow
     from a committed 32-byte seed, the layer's name and the images, which verification recomputes. (The message too: who
@@ -79,17 +81,29 @@ class Deepsigns(Method):
 
     def keygen(self, host: nn.Module, rng: np.random.Generator, task: Task) -> Key:
         """Message [n] and secret. ConfigError where N > M, for fewer classes than asked for, or none."""
-        return self._drawn(host, rng, task)[0]
+        return self._drawn(self._place(host, task), rng, task)[0]
 
-    def _drawn(self, host: nn.Module, rng: np.random.Generator, task: Task) -> tuple[Key, Tensor]:
-        """A key, and the positions of its images among the task's; none for abstract ones."""
+    def _place(self, host: nn.Module, task: Task) -> tuple[str, tuple[int, int]]:
+        """The marked weight, and the shape of A."""
         if task.gives != "classes":
             raise ConfigError("method=deepsigns marks classes, and this task has none: task=classification")
         n = self.n_bits // self.classes
+        called = {id(w) for name, w in weights.weights(host).items() if not name.endswith("in_proj_weight")}
+        before = (
+            {id(host.get_parameter(name)) for name in rectified(host, task.example())} if not self.layer else called
+        )
+        large = any(len(w) >= n for w in weights.candidates(host).values() if id(w) in before)
+
+        def capacity(weight: Tensor) -> int:
+            return len(weight) if id(weight) in (before if large else called) else 0
+
         what = f"outputs, one for each of a class's {self.n_bits} / {self.classes} bits"
-        name = weights.choose(host, self.layer, lambda w: outputs(host, w), n, what)
-        shape = len(host.get_parameter(name)), n
-        images, labels, at = self._images(rng, task)
+        name = weights.choose(host, self.layer, capacity, n, what)
+        return name, (len(host.get_parameter(name)), n)
+
+    def _drawn(self, place: tuple[str, tuple[int, int]], rng: np.random.Generator, task: Task) -> tuple[Key, Tensor]:
+        """A key for a place, and the positions of its images among the task's; none for abstract ones."""
+        (name, shape), (images, labels, at) = place, self._images(rng, task)
         if self.binding == "hash":
             seed = commitment.draw_seed(rng)
             message, projection = bound(seed, name, images, shape, self.n_bits)
@@ -155,8 +169,9 @@ class Deepsigns(Method):
     ) -> Iterator[tuple[Key, Tensor]]:
         """Each of the task's images passes once, however many keys hold it."""
         given = known = torch.zeros(0, dtype=torch.bool)
+        place = self._place(other, task)
         for _ in range(count):
-            guess, at = self._drawn(other, rng, task)
+            guess, at = self._drawn(place, rng, task)
             if not len(at):
                 yield guess, self.extract(model, guess, task)
                 continue
@@ -178,12 +193,6 @@ class Deepsigns(Method):
             return {"message": bits, "projection": x}
 
         return self.binding == "none" or commitment.follows(key, made)
-
-
-def outputs(model: nn.Module, weight: Tensor) -> int:
-    """Outputs of a weight's module; none of torch's own attention, which calls no module for its projections."""
-    inside = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
-    return 0 if any(weight is p for m in inside for p in m.parameters()) else len(weight)
 
 
 def bound(seed: np.ndarray, layer: str, images: Tensor, shape: tuple[int, int], n: int) -> tuple[Tensor, Tensor]:

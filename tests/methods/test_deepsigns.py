@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional
 
@@ -20,7 +23,7 @@ from bench.progress import silent
 from bench.store.checkpoint import Checkpoint
 from bench.train import Fit
 from bench.types import Task
-from methods._activations import activations, projected
+from methods._activations import activations, projected, rectified
 from methods.deepsigns import Centres, Deepsigns
 from tests.helpers import config, headed, rng
 
@@ -198,6 +201,37 @@ def test_tokens_and_windows_are_averaged_and_an_idle_layer_says_nothing():
     idle = activations(model, "idle.weight", x)
     assert idle.shape == (5, 0)
     assert torch.equal(projected(idle, torch.ones(6, 2), 4), torch.zeros(4))
+
+
+class Branches(nn.Module):
+    """A residual block: `first` goes into a rectifier, `second` and `short` into a sum, done in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.act = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.second, self.short, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(3, 8, 3), nn.ReLU()
+        self.plain, self.fused = nn.Conv2d(8, 4, 1), BatchNormAct2d(4)
+
+    def forward(self, x):
+        y = self.second(self.act(self.norm(self.first(x))))
+        y += self.short(x)
+        return self.fused(self.plain(self.last(y)))
+
+
+def test_layers_before_an_activation_function_are_told_from_those_before_a_sum():
+    assert rectified(Branches(), torch.randn(2, 3, 6, 6)) == {"first.weight", "plain.weight"}
+    inner = [f"layer{i}.{b}.conv1.weight" for i in range(1, 5) for b in range(2)]
+    task = SimpleNamespace(gives="classes", example=lambda: torch.zeros(2, 3, 32, 32))
+    net = headed(timm.create_model("resnet18", num_classes=5))
+    assert rectified(net, task.example()) == {"conv1.weight", *inner}
+    assert METHOD._place(net, task) == ("layer4.1.conv1.weight", (512, 4))
+    assert replace(METHOD, layer="layer4.0.conv2")._place(net, task)[0] == "layer4.0.conv2.weight"
+
+
+def test_what_follows_in_place_is_not_read():
+    net = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), act=nn.ReLU(inplace=True)))
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(activations(net, "conv.weight", x), net.conv(x).mean((2, 3)))
 
 
 # What is embedded
