@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,6 +71,14 @@ METHODS, ATTACKS = options("method"), options("attack")
 CPU = torch.device("cpu")
 ON_PICTURES = ("surrogate", "postprocess", "residual")  # attacks that need a network which gives some
 COMPLETE = (pytest.mark.slow, pytest.mark.quick)  # what the default run leaves to CI
+FIRST = ("frequency", "neuralmark", "none", "uchida", "watermas")  # tried on every task in the default run, or in CI
+
+
+def marks_of(method: str, also: Collection[str] = ()) -> tuple:
+    """Of a test on a task beside the first: Uchida's in the default run, `also` in CI, the rest in the slow tests."""
+    return () if method == "uchida" else COMPLETE if method in also else (pytest.mark.slow,)
+
+
 COSTS = ("seconds", "peak_mb", "created_at")
 
 

@@ -12,16 +12,18 @@ from bench.tasks.restoration import RestorationTask
 from tests.helpers import (
     ATTACKS,
     COMPLETE,
+    FIRST,
     SMALL,
     WHITE_BOX,
     command,
     config,
     facts,
+    marks_of,
     restoration,
 )
 
 # Each attack once, the methods in turn; the slow test has all pairs.
-PAIRS = [(WHITE_BOX[i % len(WHITE_BOX)], attack) for i, attack in enumerate(ATTACKS)]
+PAIRS = [(FIRST[i % len(FIRST)], attack) for i, attack in enumerate(ATTACKS)]
 
 
 def small(results: Path, picture_folder: Path, method: str, attack: str, *more: str):
@@ -37,7 +39,8 @@ def small(results: Path, picture_folder: Path, method: str, attack: str, *more: 
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=() if m == "uchida" else COMPLETE) for m in WHITE_BOX if m != "none"]
+    "method",
+    [pytest.param(m, marks=marks_of(m, also=FIRST)) for m in WHITE_BOX if m != "none"],
 )
 def test_marks_are_embedded_and_hosts_are_not_detected(results, picture_folder, method):
     x = run.prepare(small(results, picture_folder, method, "none"))

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 
 from bench import judge, metrics, run, stages
 from bench.tasks.segmentation import Prior, SegmentationTask
-from tests.helpers import ATTACKS, COMPLETE, MARKING, SMALL, WHITE_BOX, command, config, facts, segmentation
+from tests.helpers import ATTACKS, FIRST, SMALL, WHITE_BOX, command, config, facts, marks_of, segmentation
 
 # Each attack once, the methods in turn; the slow test has all pairs.
-PAIRS = [(WHITE_BOX[i % len(WHITE_BOX)], attack) for i, attack in enumerate(ATTACKS)]
+PAIRS = [(FIRST[i % len(FIRST)], attack) for i, attack in enumerate(ATTACKS)]
 
 
 def small(results: Path, method: str, attack: str, *more: str):
@@ -27,7 +27,9 @@ def small(results: Path, method: str, attack: str, *more: str):
     return config(*names, *segmentation(), *less, *student, f"results_dir={results}", *more)
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "uchida" else COMPLETE) for m in MARKING])
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=marks_of(m, also=["neuralmark"])) for m in WHITE_BOX if m != "none"]
+)
 def test_marks_are_embedded_and_hosts_are_not_detected(results, method):
     x = run.prepare(small(results, method, "none"))
     entry, host = stages.mark(x), stages.host(x)
@@ -38,9 +40,7 @@ def test_marks_are_embedded_and_hosts_are_not_detected(results, method):
     assert min(host["utility"], entry["utility"]) > x.task.utility(Prior(x.task)) + 3  # percent
 
 
-@pytest.mark.parametrize(
-    ("method", "attack"), [pytest.param(*pair, marks=() if pair[0] == "uchida" else COMPLETE) for pair in PAIRS]
-)
+@pytest.mark.parametrize(("method", "attack"), [pytest.param(*pair, marks=marks_of(pair[0])) for pair in PAIRS])
 def test_attacks_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack):
     cfg = small(results, method, attack, "verify.keys=50")
     first = run.run(cfg)
