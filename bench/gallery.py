@@ -165,7 +165,7 @@ class Writings:
 
     def draw(self, stem: Path, title: str) -> Path:
         """The figure stem.png: prompt, reference, and what host, victim and the last suspect write."""
-        import textwrap
+        from textwrap import wrap
 
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -175,21 +175,23 @@ class Writings:
         from bench.report.style import STYLE
 
         parts = [
-            [(name, textwrap.wrap(texts[i], 88) or ["(nothing)"]) for name, texts in spoken(self.numbers)]
+            [(wrap(name, 18), wrap(texts[i], 88) or ["(nothing)"]) for name, texts in spoken(self.numbers)]
             for i in range(len(self.asked))
         ]
-        height = sum(len(text) + 0.6 for part in parts for _, text in part) + 2
+        lines = [max(len(name), len(text)) + 0.6 for part in parts for name, text in part]
+        height = sum(lines) + len(parts) + 3
         with mpl.rc_context(STYLE):
-            fig = Figure(figsize=(8.6, 0.17 * height + 0.3))
-            fig.suptitle(title, fontsize=10, fontweight="bold", y=1 - 0.12 / (0.17 * height))
-            at = 1.6
+            fig = Figure(figsize=(8.6, 0.17 * height))
+            fig.text(0.5, 1 - 0.5 / height, title, ha="center", va="top", fontsize=10, fontweight="bold")
+            at = 3.0
             for part in parts:
                 for name, text in part:
-                    y, bold = 1 - at / height, "bold" if name == "prompt" else "normal"
-                    fig.text(0.17, y, name, ha="right", va="top", fontsize=8, color="dimgrey")
+                    y, bold = 1 - at / height, "bold" if name == ["prompt"] else "normal"
+                    fig.text(0.17, y, "\n".join(name), ha="right", va="top", fontsize=8, color="dimgrey")
                     body = "\n".join(text).replace("$", r"\$")
                     fig.text(0.19, y, body, va="top", fontsize=8, family="monospace", fontweight=bold)
-                    at += len(text) + 0.6
+                    at += max(len(name), len(text)) + 0.6
+                at += 1
             return save(fig, stem, ["png"])[0]
 
 

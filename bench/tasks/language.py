@@ -223,7 +223,7 @@ class LanguageTask(Task):
 
     def questions(self, split: str, count: int) -> list[tuple[list[int], list[str]]]:
         """(prompt's tokens, references) of the first so many different prompts of a split, in an order by seed 0; of a
-        text a passage's beginning, and how it goes on."""
+        text some of a passage, from its middle, and how it goes on."""
         self.check(split)
         found = texts.resident(self.entry, torch.device("cpu"))
         which = (found.split == texts.SPLITS.index(split)).nonzero()[:, 0].tolist()
@@ -234,9 +234,11 @@ class LanguageTask(Task):
             if context:
                 prompt, answer = tokens[: context + 1], tokens[context + 1 : -1]
             else:
-                if length <= 2 * PROMPT:
+                if length <= 4 * PROMPT:
                     continue
-                prompt, answer = [self._end, *tokens[:PROMPT]], tokens[PROMPT:-1][: self.config.written]
+                at = length // 2  # a title says little
+                prompt, rest = tokens[at : at + PROMPT], tokens[at + PROMPT : -1]
+                answer = rest[: self.config.written]
             asked.setdefault(tuple(prompt), []).append(self.text(answer))
         order = np.random.default_rng(0).permutation(len(asked))[:count]
         listed = list(asked.items())
@@ -249,14 +251,14 @@ class LanguageTask(Task):
         """What a network writes after each prompt, the likeliest token each time, up to an end or `most` tokens."""
         model.eval()
         device, rows = device_of(model), [list(p) for p in prompts]
-        going, answers = list(range(len(rows))), [[] for _ in rows]
+        going = list(range(len(rows)))
         with torch.inference_mode():
             for _ in range(most):
                 going = [i for i in going if len(rows[i]) <= self.config.context]
                 if not going:
                     break
                 width = max(len(rows[i]) for i in going)
-                tokens = torch.full((len(going), width), context_only(torch.tensor(0)).item())
+                tokens = torch.full((len(going), width), -1)  # what pads is context
                 for k, i in enumerate(going):
                     tokens[k, : len(rows[i])] = context_only(torch.tensor(rows[i]))
                     tokens[k, len(rows[i]) - 1] = rows[i][-1]
@@ -264,7 +266,7 @@ class LanguageTask(Task):
                 for i, token in zip(going, new, strict=True):
                     rows[i].append(token)
                 going = [i for i, t in zip(going, new, strict=True) if t != self._end]
-                answers = [rows[i][len(p) :] for i, p in enumerate(prompts)]
+        answers = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
         return [a[:-1] if a and a[-1] == self._end else a for a in answers]
 
     def build(self, model: base.Network, seed: int) -> nn.Module:
