@@ -84,6 +84,13 @@ class Greedy(Regulariser):
     def reader(self, key: Key, device: torch.device) -> Callable[[Tensor], Tensor]:
         return lambda weight: residuals(weight, self.n_bits, self.row, self.kept)
 
+    def unread(self, model: nn.Module, key: Key) -> dict[str, Tensor]:
+        """What is zeroed, and what is cut off: entries that move no residual."""
+        with torch.enable_grad():
+            weight = weights.read(model, key.where[0]).detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.reader(key, weight.device)(weight).sum(), weight)
+        return {key.where[0]: torch.where(slope == 0, weight.detach(), 0.0)}
+
     def embedding_loss(self, y: Tensor, truth: Tensor) -> Tensor:
         return functional.relu(self.margin - (2 * truth - 1) * y).sum()
 

@@ -131,7 +131,7 @@ class Tattooed(Method):
         known, rest = y[:PREAMBLE], y[PREAMBLE:]
         noise = max(known.var(), 1e-6 * known.mean() ** 2, 1e-300)
         found = self.ldpc.decode(2 * rest * known.mean() / noise)
-        return torch.from_numpy(found[self.ldpc.places(self.n_bits)]).sigmoid()
+        return torch.from_numpy(found[self.ldpc.places(self.n_bits)]).sigmoid().float()
 
     @torch.no_grad()
     def trials(

@@ -79,6 +79,11 @@ def marks_of(method: str, also: Collection[str] = ()) -> tuple:
     return () if method == "uchida" else COMPLETE if method in also else (pytest.mark.slow,)
 
 
+def first(methods: Collection[str]) -> list:
+    """Methods as a test's parameters: all but FIRST are for the slow tests."""
+    return [pytest.param(m, marks=() if m in FIRST else pytest.mark.slow) for m in methods]
+
+
 COSTS = ("seconds", "peak_mb", "created_at")
 
 

@@ -30,7 +30,9 @@ def head_name(net: nn.Module, num_classes: int) -> str:
 def same(net: nn.Module, head: str) -> list[str]:
     """The head and whatever else gives logits beside it, as networks that were distilled do (DeiT, LeViT, RepViT): all
     layers of as many outputs in top-level modules of heads; in the order of definition."""
-    count = net.get_submodule(head).weight.shape[0]
+    if (weight := getattr(net.get_submodule(head), "weight", None)) is None:
+        return [head]
+    count = weight.shape[0]
     layers = ((name, m) for name, m in net.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)))
     found = [name for name, m in layers if m.weight.shape[0] == count and name.split(".")[0] in HEADS]
     return found if head in found else [*found, head]

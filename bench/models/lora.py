@@ -40,12 +40,12 @@ class Change(nn.Module):
     def __init__(self, weight: Tensor, lora: Lora):
         super().__init__()
         self.scale = lora.alpha / lora.rank
-        self.a = nn.Parameter(torch.empty(lora.rank, weight.shape[1], device=weight.device))
+        self.a = nn.Parameter(torch.empty(lora.rank, weight[0].numel(), device=weight.device))
         self.b = nn.Parameter(torch.zeros(weight.shape[0], lora.rank, device=weight.device))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.scale * self.b @ self.a
+        return weight + (self.scale * self.b @ self.a).view(weight.shape)
 
 
 def noted(net: nn.Module, options: dict[str, Any]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.report.style import TERMINAL
 from bench.report.words import lines
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BOLD = ("best", "invalid")  # kinds that are bold in every format
 MD = str.maketrans({c: f"\\{c}" for c in "\\|*_`<~"})
@@ -30,6 +31,8 @@ class Cell(NamedTuple):
 def csv(frame: pd.DataFrame) -> str:
     """A frame as text, in which no cell is taken for a formula: one that begins like a formula, and is no number, is
     put behind an apostrophe."""
+    import pandas as pd  # and not for whoever shows a table on a terminal
+
     safe = frame.copy()
     for name in safe.select_dtypes(exclude=["number", "bool"]).columns:
         texts = safe[name].astype("string")

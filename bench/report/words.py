@@ -23,7 +23,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]
 
 def harmless(text: str) -> str:
     """A text out of a run file as every format may show it: nothing that steers a terminal, no link in Markdown."""
-    return CONTROL.sub("\ufffd", text).replace("](", "] (")
+    return CONTROL.sub("\ufffd", re.sub(r"[\t\n\r]+", " ", text)).replace("](", "] (")
 
 
 def axis(knob: str) -> str:

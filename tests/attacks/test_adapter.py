@@ -21,6 +21,8 @@ LORA = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.quick
 def test_the_mark_is_in_the_sum_and_goes_with_the_change_alone(results):
     outcome = run.run(small(results, "neuralmark", "adapter", *LORA, "method.rounds=1"))
     rows = {(row.knob, row.strength): row for row in outcome.rows}

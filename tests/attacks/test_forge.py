@@ -11,7 +11,7 @@ import torch
 from attacks.forge import flipped, learned
 from bench import metrics, run, spec, threat
 from bench.train import Fit
-from tests.helpers import MARKING, NEURALMARK, build_attack, net, tiny
+from tests.helpers import MARKING, NEURALMARK, build_attack, first, net, tiny
 
 LONG = "method.n_bits=128"  # bits enough to prove a claim
 
@@ -95,15 +95,15 @@ def test_forging_follows_each_methods_weak_point(results):
     assert not claims("neuralmark")["splice"]
 
 
-@pytest.mark.parametrize("method", MARKING)
+@pytest.mark.parametrize("method", first(MARKING))
 def test_tries_are_honest_keys_and_the_best_so_far_is_claimed(marked, method):
     x, model, owner = marked(method, "forge", "attack.steps=[1]", "attack.draws=1", "attack.tries=[3,7]")
     robbed = threat.stolen(x, model, owner)
     points = [s for s in x.attack.run(robbed, np.random.default_rng(0), Fit(x.train, 0)) if s.knob == "tries"]
     draws = np.random.default_rng(0)
     for _ in range(1 if x.method.access == "outputs" else 2):  # what flips, steps and splices begin with, and take from
-        x.method.keygen(model, draws, x.task)
-    keys = [x.method.keygen(model, draws, x.task) for _ in range(7)]
+        x.method.keygen(model, draws, robbed.task)
+    keys = [x.method.keygen(model, draws, robbed.task) for _ in range(7)]
 
     def error(key):
         return metrics.ber(x.method.extract(model, key, x.task), key.message)

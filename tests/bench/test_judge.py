@@ -13,7 +13,7 @@ from attacks._disguise import disguise, noise
 from bench import judge, metrics, run, stages
 from bench.models import align, weights
 from bench.types import Method, Snapshot, Victim
-from tests.helpers import BY_POSITION, facts, tiny
+from tests.helpers import BY_POSITION, facts, first, tiny
 
 UTILITIES = {"utility_host": 99.0, "utility_victim": 99.0}
 
@@ -36,7 +36,7 @@ def test_a_mark_with_all_bits_inverted_is_there(marked, method):
     assert row.tests == 4  # two tails, two readings
 
 
-@pytest.mark.parametrize("method", BY_POSITION)
+@pytest.mark.parametrize("method", first(BY_POSITION))
 def test_a_permuted_and_rescaled_mark_is_read_again(marked, method):
     x, model, key = marked(method)
     suspect, rng = copy.deepcopy(model), np.random.default_rng(1)
@@ -53,11 +53,11 @@ def test_a_permuted_and_rescaled_mark_is_read_again(marked, method):
     unaligned = replace(x, verify=replace(x.verify, align="none"))
     row = judge.Judge(unaligned, key, UTILITIES, committed=model).row(Snapshot("suspect", None, suspect))
     assert (row.ber_aligned, row.align) == (None, None)
-    assert row.tests == 2
+    assert row.tests == (2 if x.method.signs else 1)
     assert row.detected == (not how)
 
 
-@pytest.mark.parametrize("method", BY_POSITION)
+@pytest.mark.parametrize("method", first(BY_POSITION))
 def test_strangers_are_not_detected_in_any_order(marked, method):
     """Twenty untrained networks, which the owner's key and copy are tried on: chance, not more."""
     x, model, key = marked(method)
@@ -148,7 +148,7 @@ def test_one_tail_is_enough_where_bits_are_no_signs():
     assert (error, p) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("method", BY_POSITION)
+@pytest.mark.parametrize("method", first(BY_POSITION))
 def test_units_that_were_added_to_a_marked_network_are_merged(marked, method):
     """Other shapes are no evidence by position: removed for nothing, until the judge makes one of what is one."""
     x, model, key = marked(method, "obfuscate", "attack.amounts=[0.3]")

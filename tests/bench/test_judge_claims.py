@@ -53,7 +53,7 @@ def test_the_bar_is_the_methods_own_where_it_names_one_and_changes_no_hash(resul
     uchida = run.prepare(tiny(results, "uchida", "none"))
     assert uchida.bar == metrics.CLAIM
     assert math.log2(uchida.cfg.verify.claim) == -80
-    with pytest.raises(UserError, match=r"verify\.claim must be in"):
+    with pytest.raises(UserError, match=r"verify\.claim=2\.0: must be in"):
         run.prepare(tiny(results, *words, "verify.claim=2"))
 
 

@@ -149,7 +149,7 @@ FELT = ("attack=surrogate", "attack.surrogates=[same/perceptual]", "attack.clean
         (["method.n_bits=60"], "bits fill a square grid"),
         (["method.payload=sound"], "method.payload=sound: not known"),
         (["method.logo=no/where.png"], "method.logo=no/where.png: no such file"),
-        (["method.presence=0.7"], "presence in [0, 0.5)"),
+        (["method.presence=0.7"], "method.presence=0.7: must be in [0, 0.5)"),
         (["method.n_bits=49"], "7 squares do not fit a side of 16 pixels"),
         (["method.depth=5"], "pictures of 16 pixels cannot be halved so often"),
         (["attack=surrogate", "attack.surrogates=[other/l2]"], "attack.surrogates=other: not known"),

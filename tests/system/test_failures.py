@@ -51,7 +51,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["attack.ratios=[0.5,1.5]"], "attack.ratios"),
         (["attack.scope=glob"], "did you mean 'global'?"),
         (["attack.knows=[wait]"], "attack.knows=wait"),
-        (["verify.alpha=0"], "alpha must be in (0, 1)"),
+        (["verify.alpha=0"], "verify.alpha=0.0: must be in (0, 1)"),
         (["model=timm", "model.name=resnet_18"], "timm has no such model; did you mean"),
         (["model=torchvision", "model.name=resnet81"], "torchvision has no such model; did you mean"),
         (["model.checkpoint=no/where.safetensors"], "model.checkpoint=no/where.safetensors: no such file"),
@@ -73,7 +73,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["attack=finetune", "data@attack.transfer=digits"], "is the same data set"),
         (["attack=finetune", "data@attack.transfer=parquet", "attack.transfer.path=nowhere"], "no such folder"),
         (["launcher=pbs"], "unknown launcher 'pbs'"),
-        (["task=segmentation"], "unknown task 'segmentation'"),
+        (["task=detection"], "unknown task 'detection'"),
     ],
 )
 def test_one_line_names_what_is_valid(capsys, monkeypatch, tmp_path, words, expected):
@@ -228,7 +228,7 @@ def test_failed_attacks_are_recorded_and_tried_again(monkeypatch, tmp_path):
 
 
 def test_diverging_owner_is_told_so(tmp_path):
-    outcome = run.job(tiny(tmp_path, "uchida", "prune", "train.optimizer=sgd", "train.lr=1e30"))
+    outcome = run.job(tiny(tmp_path, "uchida", "prune", "train.optimizer=sgd", "train.lr=1e8"))
     assert outcome.code == 1
     assert "training diverged in epoch 1" in outcome.message
     assert "lower train.lr" in outcome.message

@@ -15,7 +15,8 @@ from tests.helpers import ROOT, config, tiny
 
 def test_all_claims_share_hosts_and_marks():
     """One training schedule and one data set: what costs time is done once for all of them."""
-    found = {str((cfg.train, cfg.data)) for cfg in map(first, names())}
+    everywhere = (cfg for cfg in map(first, names()) if cfg.task._target_.endswith(".Classification"))
+    found = {str((cfg.train, cfg.data)) for cfg in everywhere}
     assert len(found) == 1
     plain = config()
     assert found == {str((plain.train, plain.data))}

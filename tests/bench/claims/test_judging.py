@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +42,8 @@ def test_runs_that_allow_no_verdict_give_none():
 
 def test_a_control_that_detects_gives_no_verdict():
     runs = seeds([("ratio", 0.65, 0, 60.0)])
-    x = SimpleNamespace(verify=SimpleNamespace(alpha=ALPHA), method=SimpleNamespace(boundary=None), path=None)
+    names = {"method_name": "uchida", "attack_name": "prune", "run_id": "0", "results": Path("nowhere"), "path": None}
+    x = SimpleNamespace(verify=SimpleNamespace(alpha=ALPHA), method=SimpleNamespace(boundary=None), **names)
     alarm = [replace(runs[0].rows[0], detected=True), *runs[0].rows[1:]]
     keys = {"random_keys": 1000, "false_positives": 9}
     for rows, found, said in ((alarm, None, "the unmarked host"), (runs[0].rows, keys, "9 of 1,000 random keys")):

@@ -144,7 +144,7 @@ def test_finetuning_has_a_schedule_of_its_own(tmp_path):
     [
         (["train.finetune={epoch:2}"], "train.finetune.epoch: no such key; did you mean 'epochs'?"),
         (["train.finetune={precision:float32}"], "train.finetune.precision: no such key"),
-        (["train.finetune={lr:-1}"], "lr must be above 0"),
+        (["train.finetune={lr:-1}"], "train.lr=-1: must be above 0"),
     ],
 )
 def test_a_wrong_schedule_of_finetuning_is_one_line(tmp_path, words, said):
@@ -155,7 +155,7 @@ def test_a_wrong_schedule_of_finetuning_is_one_line(tmp_path, words, said):
 
 
 def test_narrow_networks_and_other_tasks_are_refused(tmp_path, picture_folder):
-    with pytest.raises(ConfigError, match="each at least 24"):
+    with pytest.raises(ConfigError, match="must be from 24"):
         spec.build(config("model=cifarnet", "model.widths=[16,32,32]").model, "model")
     pictures = [word for word in restoration(picture_folder) if not word.startswith("model")]
     done = command(*pictures, "method=none", "model=cifarnet", f"results_dir={tmp_path}")

@@ -221,7 +221,7 @@ def test_what_a_success_may_cost_is_the_metrics_own_number(results, metric, limi
         (["task=segmentation", "task.class_weights=log"], "task.class_weights=log: not known"),
         (["task=segmentation", "attack=finetune", "data@attack.transfer=voc"], "there are no other classes to move to"),
         (["task=segmentation", "attack=distill", "model@attack.student=resnet34"], "gives no class for each pixel"),
-        (["task=segmentation", "data.image_size=4"], "data.image_size=4: must be at least 8"),
+        (["task=segmentation", "data.image_size=4"], "data.image_size=4: must be from 8 to 4096"),
         (["task=segmentation", "data.block=0"], "data.block=0: must be at least 1"),
         (["task=segmentation", "data=camvid", "data.path=no/where"], "data.path=no/where: no such folder"),
         (["task=segmentation", "data=camvid"], "data.path has no value: give data.path=..."),
