@@ -18,13 +18,26 @@ from bench.store.runs import read_run
 from bench.train import Fit
 from bench.types import Method, Victim
 from methods.uchida import Uchida
-from tests.helpers import ATTACKS, COMPLETE, MARKING, METHODS, SMALL, TRIED, build_attack, config, facts, tiny
+from tests.helpers import (
+    ATTACKS,
+    COMPLETE,
+    FIRST,
+    MARKING,
+    METHODS,
+    SMALL,
+    TRIED,
+    build_attack,
+    config,
+    facts,
+    marks_of,
+    tiny,
+)
 
 
-def pairs(methods: list[str]) -> list:
+def pairs(methods: list[str], beside: tuple = COMPLETE) -> list:
     """Every method with every attack. A diagonal of them in the default run, each method, and each attack once; the one
     beside it in CI; all in the slow tests."""
-    marks = {0: (), 1: COMPLETE}
+    marks = {0: (), 1: beside}
     return [
         pytest.param(m, a, marks=marks.get((j - i) % len(methods), (pytest.mark.slow,)))
         for i, m in enumerate(methods)
@@ -108,14 +121,14 @@ def test_pairs_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack
     assert facts(forced.rows) == facts(first.rows)
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m == "uchida" else COMPLETE) for m in MARKING])
+@pytest.mark.parametrize("method", [pytest.param(m, marks=marks_of(m, also=FIRST)) for m in MARKING])
 def test_cached_equals_uncached(results, tmp_path, method):
     cached = run.run(tiny(results, method, "finetune", "force=true", "train.epochs=1")).rows
     uncached = run.run(tiny(tmp_path, method, "finetune", "train.epochs=1")).rows
     assert facts(cached) == facts(uncached)
 
 
-@pytest.mark.parametrize(("method", "attack"), pairs(MARKING))
+@pytest.mark.parametrize(("method", "attack"), pairs(MARKING, (pytest.mark.slow,)))
 def test_attacks_leave_their_victim_bit_identical(marked, method, attack):
     x, model, key = marked(method, attack)
     before = copy.deepcopy(model.state_dict())
