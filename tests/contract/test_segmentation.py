@@ -37,7 +37,8 @@ def test_marks_are_embedded_and_hosts_are_not_detected(results, method):
     _, key = stages.opened(x, entry)
     log10_p = judge.judged(x, stages.load_weights(stages.skeleton(x), host.path), key)[1]
     assert log10_p > -6
-    assert min(host["utility"], entry["utility"]) > x.task.utility(Prior(x.task)) + 3  # percent
+    untrained = x.task.utility(stages.fresh(x))
+    assert min(host["utility"], entry["utility"]) > untrained + 3  # percent: both learned something
 
 
 @pytest.mark.parametrize(("method", "attack"), [pytest.param(*pair, marks=marks_of(pair[0])) for pair in PAIRS])
@@ -106,6 +107,12 @@ def test_a_run_leaves_a_figure(results):
     assert outcome.figure is not None
     assert outcome.figure.read_bytes()[:4] == b"\x89PNG"
     assert outcome.outputs is None  # numbers of a mark in pictures, which this is not
+
+
+@pytest.mark.slow
+def test_a_host_on_the_offline_data_knows_more_than_positions(tmp_path):
+    x = run.prepare(config("task=segmentation", "method=none", "attack=none", "device=cpu", f"results_dir={tmp_path}"))
+    assert stages.host(x)["utility"] > x.task.utility(Prior(x.task)) + 15
 
 
 @pytest.mark.slow
