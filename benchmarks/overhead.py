@@ -30,6 +30,7 @@ CASES = {
     "watermas": (("method=watermas",), "<= 1.35"),
     "watermas, every step": (("method=watermas", "method.every=1"), None),
     "watermas, substitution alone": (("method=watermas", "method.sharpness=0"), None),
+    "tondi": (("method=tondi", "method.deviation=start"), "<= 1.05"),
 }
 
 

@@ -14,13 +14,15 @@ from bench.errors import ConfigError
 from tests.helpers import changed, config, snapshots, tiny
 
 
-@pytest.mark.parametrize("method", ["uchida", "neuralmark", "frequency", "watermas"])
+@pytest.mark.parametrize("method", ["uchida", "neuralmark", "frequency", "watermas", "tondi"])
 def test_interception_alters_what_the_key_points_at_and_nothing_else(marked, method):
     x, model, key = marked(method, "intercept", "attack.epochs=0")
     masks = intercept.pointed(copy.deepcopy(model), x.method, key)
     assert set(masks) <= set(key.where)
     if method == "watermas":
         assert sum(int(m.sum()) for m in masks.values()) == key.n_bits
+    if method == "tondi":
+        assert sum(int(m.sum()) for m in masks.values()) == key.n_bits * x.method.spread
     if method == "uchida":
         assert all(m.all() for m in masks.values())
     for knob, strength, altered in snapshots(x, model, key):

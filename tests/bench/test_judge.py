@@ -23,7 +23,7 @@ def judged(x, model, key, suspect, knob="suspect"):
     return row, metrics.verdict({**vars(row), "utility_victim": row.utility}, "removal", 5.0)
 
 
-@pytest.mark.parametrize("method", ["uchida", "neuralmark", "watermas"])
+@pytest.mark.parametrize("method", ["uchida", "neuralmark", "watermas", "tondi"])
 def test_a_mark_with_all_bits_inverted_is_there(marked, method):
     """2^-n under the null, and was called removed: weight shifting at 1.5 does no more than this."""
     x, model, key = marked(method)

@@ -111,6 +111,8 @@ READ = [
     ("neuralmark",),
     ("neuralmark", "method.pool=false"),
     ("watermas",),
+    ("tondi",),
+    ("tattooed", "method.gamma=0.05"),
     ("frequency", "method.match=false"),
     ("frequency", "method.module=false"),
 ]
