@@ -89,7 +89,7 @@ def test_training_hashes_as_it_did_and_needs_its_data():
     assert spec.digest(replace(made, keys=[2])) != spec.digest(made)
     with pytest.raises(ConfigError, match="closed_form"):
         build_attack("overwrite", "attack.data=none")
-    with pytest.raises(ConfigError, match="distinct values"):
+    with pytest.raises(ConfigError, match="must be from 1 to"):
         build_attack("overwrite", *CLOSED, "attack.keys=[0]")
 
 

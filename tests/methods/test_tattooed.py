@@ -286,7 +286,7 @@ def test_the_transform_is_that_of_the_matrix(m, number):
 def test_what_cannot_be_is_said():
     for words, said in (
         (["method.gamma=0"], "method.gamma=0.0: must be above 0"),
-        (["method.share=0.6"], "at most 0.5"),
+        (["method.share=0.6"], r"must be in \(0, 0\.5\]"),
         (["method.d_c=3"], r"d_c=3 must exceed method\.d_v=3"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -28,7 +28,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["method=uchda"], "did you mean 'uchida'? valid: boxfree, frequency, neuralmark, none, uchida, watermas"),
+        (["method=uchda"], "did you mean 'uchida'? valid: boxfree, deepsigns, frequency"),
         (["attack=prun"], "did you mean 'prune' or"),
         (["model=resnet81"], "did you mean 'resnet18'"),
         (["data=digit"], "did you mean 'digits'?"),
