@@ -106,7 +106,6 @@ def test_features_are_what_the_head_is_given(marked):
 
 
 @pytest.mark.slow
-@pytest.mark.quick
 def test_triggers_are_told_from_digits_and_a_mark_in_weights_stays(results):
     rows = {(r.knob, r.strength): r for r in run.run(tiny(results, "trigger", "evade")).rows if r.status == "ok"}
     row = rows["mahalanobis", 0.05]

@@ -21,7 +21,23 @@ PAPERS = ["uchida_2017", "neuralmark_2025", "watermas_2024", "tang_2025"]
 NODES = ("method", "attack", "model", "data", "train", "task", "verify")
 HERE = "results_dir=unused"
 BOTH = [(e, s) for e in EXPERIMENTS for s in SCALES]
-NO_DIGITS = ("digits", "architectures", "neuralmark_2025_text")
+NO_DIGITS = ("digits", "architectures", "neuralmark_2025_text", "claims/neuralmark_text")
+LONG = ("digits", "robust", "watermas_2024_segmentation")  # hundreds of jobs, or large networks: not for CI
+
+
+def marks_of(experiment: str) -> tuple:
+    return (pytest.mark.slow,) if experiment in LONG else (pytest.mark.slow, pytest.mark.quick)
+
+
+def slow(pairs: list) -> list:
+    """Experiments and scales as a test's parameters."""
+    return [pytest.param(*pair, marks=marks_of(pair[0])) for pair in pairs]
+
+
+def few(pairs: list) -> list:
+    """As `slow`; claims, which share a network, are not for CI."""
+    claims = [pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs if pair[0].startswith("claims/")]
+    return [*slow([pair for pair in pairs if not pair[0].startswith("claims/")]), *claims]
 
 
 def axes(experiment: str, scale: str, *more: str) -> list[list[str]]:
@@ -63,17 +79,13 @@ def test_each_choice_of_each_axis_builds(conf, experiment, scale):
         check([column[i % len(column)] for column in columns])
 
 
-@pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.parametrize(("experiment", "scale"), BOTH)
+@pytest.mark.parametrize(("experiment", "scale"), slow(BOTH))
 def test_every_job_builds(conf, experiment, scale):
     for words in itertools.product(*axes(experiment, scale)):
         check(list(words))
 
 
-@pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.parametrize(("experiment", "scale"), [b for b in BOTH if b[0] not in NO_DIGITS])
+@pytest.mark.parametrize(("experiment", "scale"), few([b for b in BOTH if b[0] not in NO_DIGITS]))
 def test_every_network_has_room_for_its_mark(conf, tmp_path, experiment, scale):
     """Digits have the classes and the size of CIFAR-10: networks are built, keys drawn, nothing is trained."""
     more = [

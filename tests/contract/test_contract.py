@@ -34,12 +34,16 @@ from tests.helpers import (
 )
 
 
-def pairs(methods: list[str], beside: tuple = COMPLETE) -> list:
-    """Every method with every attack. A diagonal of them in the default run, each method, and each attack once; the one
-    beside it in CI; all in the slow tests."""
-    marks = {0: (), 1: beside}
+def slower(method: str) -> tuple:
+    """Of a slow test: four methods' are for CI as well."""
+    return COMPLETE if method in FIRST else (pytest.mark.slow,)
+
+
+def pairs(methods: list[str]) -> list:
+    """Every method with every attack. A diagonal of them in the default run, each method, and each attack once; all in
+    the slow tests."""
     return [
-        pytest.param(m, a, marks=marks.get((j - i) % len(methods), (pytest.mark.slow,)))
+        pytest.param(m, a, marks=() if (j - i) % len(methods) == 0 else pytest.mark.slow)
         for i, m in enumerate(methods)
         for j, a in enumerate(ATTACKS)
     ]
@@ -128,7 +132,7 @@ def test_cached_equals_uncached(results, tmp_path, method):
     assert facts(cached) == facts(uncached)
 
 
-@pytest.mark.parametrize(("method", "attack"), pairs(MARKING, (pytest.mark.slow,)))
+@pytest.mark.parametrize(("method", "attack"), pairs(MARKING))
 def test_attacks_leave_their_victim_bit_identical(marked, method, attack):
     x, model, key = marked(method, attack)
     before = copy.deepcopy(model.state_dict())
@@ -260,9 +264,7 @@ def test_host_and_mark_are_shared_by_all_attacks_and_alpha(results):
     assert a.mark_identity != b.mark_identity
 
 
-@pytest.mark.slow
-@pytest.mark.quick
-@pytest.mark.parametrize("method", MARKING)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=slower(m)) for m in MARKING])
 def test_every_attack_runs_in_channels_last(monkeypatch, tmp_path, method):
     """The layout that CUDA gets, and some networks on a CPU: nobody may take a weight's storage for its order."""
     monkeypatch.setattr(base, "to_device", lambda net, device: net.to(device, memory_format=torch.channels_last))
