@@ -239,6 +239,8 @@ def prepare(
             raise ConfigError(f"attack.transfer takes a data set: data@attack.transfer={transfer}")
         other = opened.transfer(transfer)
     node["attack"].fits(opened)
+    if node["attack"].data == "attacker" and opened.gives == "classes" and opened.size("attacker") < 2:
+        raise ConfigError("data: the attacker split has 1 image, on which nothing can be trained; change data.*")
     for name in ("knows", "data"):
         OmegaConf.update(cfg, f"attack.{name}", getattr(node["attack"], name))
     given = {"cfg": cfg, "words": words, "expected": published, "say": say, "progress": progress}

@@ -37,9 +37,8 @@ class Classification:
         """The task over a data set, with the judge's view. Raises UserError for data that cannot be had."""
         images = sets.open_images(data, cache, say)
         index = split_indices(data, images.entry["train"], images.entry["test"])
-        for who in ("owner", "attacker"):
-            if len(index[who]) < 2:
-                raise ConfigError(f"data: the {who} split has 1 image, on which nothing can be trained; change data.*")
+        if len(index["owner"]) < 2:
+            raise ConfigError("data: the owner split has 1 image, on which nothing can be trained; change data.*")
         return ClassificationTask(self, images, index, cache, device, say)
 
 
