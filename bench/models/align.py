@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bench.models import exchange, gains, merge, places, weights
 from bench.models.places import Family
-from bench.models.reference import OtherShapes, Reference, State, flip, hidden, prepared, witnesses
+from bench.models.reference import OtherShapes, Reference, State, flip, hidden, prepared
 from bench.models.symmetry import Trace
 
 __all__ = ["Aligned", "OtherShapes", "Reference", "aligned", "hidden", "prepared"]
@@ -134,6 +134,7 @@ def _first(ref: Reference, state: State) -> None:
             _match_blocks(ref, state, inner[best])
         if best in state.wide:
             merge.collapse(ref, state, best)
+            state.looked.clear()
         else:
             _match(ref, state, best)
         left.discard(best)
@@ -183,6 +184,8 @@ def _assign(similarity: np.ndarray) -> np.ndarray | None:
 def _match(ref: Reference, state: State, f: int) -> bool:
     family = ref.families[f]
     usable = state.usable(ref, family, f)
+    if state.same(("channels", f), [family.places[i].name for i in usable]):
+        return False
     to = np.arange(len(ref.channels.root))
     for k, roots in enumerate(family.roots):
         if len(roots) > 1 and (order := _assign(_similarity(ref, state, f, k, k, usable).numpy())) is not None:
@@ -194,6 +197,10 @@ def _match_blocks(ref: Reference, state: State, h: int) -> bool:
     state.heads.add(h)
     heads, to, offset = ref.heads[h], np.arange(len(ref.blocks.root)), 0
     usable = {f: state.usable(ref, ref.families[f], f) for f, _ in heads.inside}
+    shows = [ref.families[f].places[i].name for f, found in usable.items() for i in found]
+    shows += [p.name for p in map(heads.family.places.__getitem__, heads.direct) if state.settled(ref, p)]
+    if state.same(("blocks", h), shows):
+        return False
     for k, roots in enumerate(heads.family.roots):
         n = len(roots)
         score = np.zeros((n, n))
@@ -220,6 +227,7 @@ def _move(trace: Trace, family: Family, to: np.ndarray, state: State, label: tup
         return False
     exchange.permute(trace, family.terms, to, state.held)
     exchange.permute(trace, [t for t in family.terms if t[0] in state.seen], to, state.seen)
+    state.touched(name for name, _ in family.terms)
     state.moved.add(label)
     return True
 
@@ -230,12 +238,14 @@ def _resolve(ref: Reference, state: State, again: bool = False) -> bool:
     for g, flips in enumerate(ref.flips):
         if g in state.flips and not again:
             continue
-        shows = witnesses(flips, ref.unread)
+        shows = ref.shows[g]
         along = {f for f, x in enumerate(ref.families) for p in x.places for s in shows if p.name == s.name}
         waits = any(not state.settled(ref, p) for p in shows if p.name in state.seen)
         if not again and (waits or not along <= state.families):
             continue
         state.flips.add(g)
+        if state.same(("flips", g), [p.name for p in shows]):
+            continue
         for k, sets in enumerate(flips.family.at):
             total = torch.zeros(len(flips.family.roots[k]))
             for i, place in enumerate(flips.family.places):
@@ -247,6 +257,7 @@ def _resolve(ref: Reference, state: State, again: bool = False) -> bool:
                 which = (total < 0).numpy()
                 flip(state.held, flips, k, which)
                 flip(state.seen, flips, k, which)
+                state.touched(p.name for p in flips.family.places)
                 state.flipped += int(which.sum())
                 changed = True
     return changed

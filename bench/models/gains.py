@@ -110,7 +110,7 @@ def _gains(
     def total(i: int, values: np.ndarray) -> np.ndarray:
         return np.bincount(index[i], values, len(gains[i]))
 
-    target = u
+    cross, own = summed(s * u).ravel(), summed(u * u).ravel()
     for step in range(ROUNDS):
         before = product()
         if mean and step:
@@ -118,7 +118,7 @@ def _gains(
             inverse = (1 / table).nan_to_num(0, 0, 0)
             rest = (s * inverse - u).sum(0, keepdim=True) / shown.sum(0, keepdim=True).clamp_min(1)
             target = (u + rest) * shown
-        cross, own = summed(s * target).ravel(), summed(target * target).ravel()
+            cross, own = summed(s * target).ravel(), summed(target * target).ravel()
         for i in range(len(gains)):
             rest = product(i)
             top, bottom = total(i, cross * rest), total(i, own * rest * rest)

@@ -71,7 +71,10 @@ def rows(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def units(tensor: Tensor, axes: tuple[int, ...], at: np.ndarray) -> Tensor:
     """What each channel has in a tensor: [n, c x all else] for positions [n, c]."""
-    return rows(tensor, axes)[torch.from_numpy(at)].flatten(1)
+    found = rows(tensor, axes)
+    if at.size == len(found) and (at.ravel() == np.arange(at.size)).all():
+        return found.reshape(len(at), -1)  # all of them in order: no copy of the tensor
+    return found[torch.from_numpy(at)].flatten(1)
 
 
 def negate(tensor: Tensor, axes: tuple[int, ...], positions: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,7 +46,8 @@ class Reference:
 
     unread: of every tensor of two axes or more what may be looked at; balanced: the same, balanced. means: tensors of
     which only a mean over the first axis is read. evidence: of each family and place how many numbers a channel has to
-    show there. needs: of a place the families, and the flips, that have to be settled before it shows anything.
+    show there. needs: of a place the families, and the flips, that have to be settled before it shows anything. shows:
+    where the signs of each flip's rows show.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Reference:
     means: frozenset[str]
     evidence: tuple[tuple[float, ...], ...]
     needs: dict[tuple[str, tuple[int, ...]], tuple[frozenset[int], frozenset[int]]]
+    shows: tuple[list[Place], ...]
 
     @property
     def bare(self) -> frozenset[int]:
@@ -98,6 +101,7 @@ def prepared(model: nn.Module, unread: Mapping[str, Tensor], example: Tensor) ->
     shown = own | {name: t.detach().cpu().float() for name, t in unread.items()}
     axes = places.moving(channels)
     evidence = tuple(tuple(_evidence(shown, f, i) for i in range(len(f.places))) for f in families)
+    shows = tuple(_witnesses(flip, shown) for flip in flips)
     return Reference(
         model=model,
         channels=channels,
@@ -112,7 +116,8 @@ def prepared(model: nn.Module, unread: Mapping[str, Tensor], example: Tensor) ->
         balanced=places.like(shown, axes),
         means=frozenset(name for name in unread if _is_mean(own[name], shown[name])),
         evidence=evidence,
-        needs=_needs(channels, families, flips, shown),
+        needs=_needs(channels, families, shows),
+        shows=shows,
     )
 
 
@@ -193,7 +198,7 @@ def _heads(blocks: Trace, families: tuple[Family, ...]) -> list[Heads]:
 
 
 def _needs(
-    channels: Trace, families: tuple[Family, ...], flips: tuple[Flips, ...], shown: Mapping[str, Tensor]
+    channels: Trace, families: tuple[Family, ...], shows: tuple[list[Place], ...]
 ) -> dict[tuple[str, tuple[int, ...]], tuple[frozenset[int], frozenset[int]]]:
     """Of a tensor and axes: families and flips along its other axes, and the families along these (which a flip needs).
 
@@ -204,8 +209,8 @@ def _needs(
         for place in family.places:
             along.setdefault(place.name, []).append((place.axes, f))
     signs: dict[str, list[tuple[tuple[int, ...], int]]] = {}
-    for g, flip in enumerate(flips):
-        for place in witnesses(flip, shown):
+    for g, found in enumerate(shows):
+        for place in found:
             signs.setdefault(place.name, []).append((place.axes, g))
     found = {}
     every = {(name, axes) for table in (along, signs) for name, entries in table.items() for axes, _ in entries}
@@ -215,7 +220,7 @@ def _needs(
     return found
 
 
-def witnesses(flips: Flips, shown: Mapping[str, Tensor]) -> list[Place]:
+def _witnesses(flips: Flips, shown: Mapping[str, Tensor]) -> list[Place]:
     """Where the sign of a row shows."""
     return [p for p in flips.family.places if p.name in shown and bool((shown[p.name] != 0).any())]
 
@@ -233,6 +238,18 @@ class State:
     wide: dict[int, int] = field(default_factory=dict)  # families that have other numbers of units
     flipped: int = 0
     merged: int = 0
+    changes: Counter[str] = field(default_factory=Counter)  # how often each of `seen` was
+    looked: dict[tuple[str, int], tuple] = field(default_factory=dict)
+
+    def touched(self, names: Iterable[str]) -> None:
+        """Note that tensors were changed."""
+        self.changes.update(names)
+
+    def same(self, what: tuple[str, int], names: Sequence[str]) -> bool:
+        """Whether something was looked at before by just these tensors as they are now: it would not be moved."""
+        now = tuple((name, self.changes[name]) for name in names)
+        before, self.looked[what] = self.looked.get(what), now
+        return before == now
 
     def usable(self, ref: Reference, family: Family, f: int) -> list[int]:
         """Places of a family that show something now."""
