@@ -1,4 +1,5 @@
-"""Darvish Rouhani, Chen, Koushanfar: DeepSigns (ASPLOS 2019; arXiv 1804.00750), the white-box variant."""
+"""Darvish Rouhani, Chen, Koushanfar: DeepSigns (ASPLOS 2019; arXiv 1804.00750; code:
+github.com/Bitadr/DeepSigns), the white-box variant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Liu, Weng, Zhu: Watermarking Deep Neural Networks with Greedy Residuals (ICML 2021)."""
+"""Liu, Weng, Zhu: Watermarking Deep Neural Networks with Greedy Residuals (ICML 2021; code:
+github.com/eil/greedy-residuals)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Yao, Song, Jin: NeuralMark, a hashed watermark filter (arXiv 2507.11137, AAAI 2026)."""
+"""Yao, Song, Jin: NeuralMark, a hashed watermark filter (arXiv 2507.11137, AAAI 2026;
+code: github.com/AIResearch-Group/NeuralMark)."""
 
 from __future__ import annotations
 

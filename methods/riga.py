@@ -1,4 +1,5 @@
-"""Wang, Kerschbaum: RIGA: Covert and Robust White-Box Watermarking of Deep Neural Networks (WWW 2021)."""
+"""Wang, Kerschbaum: RIGA: Covert and Robust White-Box Watermarking of Deep Neural Networks (WWW 2021; code:
+github.com/Jiachen-T-Wang/riga)."""
 
 from __future__ import annotations
 

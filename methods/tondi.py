@@ -1,5 +1,6 @@
 """Tondi, Costanzo, Barni: Robust and large-payload DNN watermarking via fixed, distribution-optimized, weights
-(IEEE TDSC 2024, arXiv 2208.10973; code: andreacos/Deep-Neural-Networks-Robust-Watermark)."""
+(IEEE TDSC 2024, arXiv 2208.10973; code:
+github.com/andreacos/Deep-Neural-Networks-Robust-Watermark)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Adi, Baum, Cisse, Pinkas, Keshet: Turning Your Weakness Into a Strength: Watermarking Deep Neural Networks by
-Backdooring (USENIX Security 2018)."""
+Backdooring (USENIX Security 2018; code: github.com/adiyoss/WatermarkNN)."""
 
 from __future__ import annotations
 

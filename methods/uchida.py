@@ -1,4 +1,5 @@
-"""Uchida, Nagai, Sakazawa, Satoh: Embedding Watermarks into Deep Neural Networks (ICMR 2017)."""
+"""Uchida, Nagai, Sakazawa, Satoh: Embedding Watermarks into Deep Neural Networks (ICMR 2017; code:
+github.com/yu4u/dnn-watermark)."""
 
 from __future__ import annotations
 

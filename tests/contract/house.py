@@ -13,7 +13,7 @@ from typing import NamedTuple
 CODE = ("bench", "methods", "attacks", "hydra_plugins")
 MODULES = {"run", "experiment", "stages", "threat", "judge", "controls", "gallery", "train", "types", "errors", "spec"}
 MODULES |= {"metrics", "progress", "machine", "precision", "layers", "__main__"}
-PACKAGES = {"cli", "data", "models", "tasks", "store", "loggers", "report", "claims", "studies"}
+PACKAGES = {"cli", "data", "models", "tasks", "store", "loggers", "report", "claims", "studies", "site"}
 # A module imports rooms of lower levels, and its own room: a package or a module at the top of bench, a plug-in folder.
 LEVELS = (
     ("errors", "metrics", "progress"),
@@ -28,7 +28,7 @@ LEVELS = (
     ("run",),
     ("cli",),
     ("studies", "layers", "__main__", "hydra_plugins"),
-    ("claims",),
+    ("claims", "site"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 PLUGINS = ("methods", "attacks")

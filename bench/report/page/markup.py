@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import itables
+from plotly.offline import get_plotlyjs
 
 from bench.metrics import missing
 from bench.report.style import KINDS
@@ -28,12 +30,49 @@ def inert(text: str, tag: str) -> str:
     return re.sub(rf"</(?={tag})", r"<\\/", text, flags=re.IGNORECASE)
 
 
+def libraries() -> dict[str, str]:
+    """What a page shows its tables and figures with, by the file that it may lie in: styles and classic scripts, which
+    a page that was opened from disk may load, as it may no modules."""
+    tables, table_css = datatables()
+    own = {kind: Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")}
+    kinds = "".join(f".{name} {{ background: {kind.back}; color: {kind.ink}; }}\n" for name, kind in KINDS.items())
+    bundle = f"const TABLES = {json.dumps(tables)};\n"
+    styles = {"tables.css": table_css, "page.css": own["css"] + kinds}
+    return styles | {"plotly.js": get_plotlyjs(), "tables.js": bundle, "page.js": own["js"]}
+
+
+def document(title: str, about: str, links: Mapping[str, str], body: str, made: str, assets: str = "") -> str:
+    """A whole page: `about` below its title, `links` (address: name) at the top, what it was `made` by at the foot.
+
+    assets: address of the folder where `libraries` lie; without one they are in the page, which then is alone enough.
+    """
+    styles, scripts = "", ""
+    for name, text in libraries().items():
+        inside = not assets
+        if name.endswith(".css"):
+            where = f'<link rel="stylesheet" href="{assets}/{name}">'
+            styles += (f"<style>{inert(text, 'style')}</style>" if inside else where) + "\n"
+        else:
+            late = ' type="module"' if name == "page.js" else ""  # when all elements are there
+            where = f'<script{" defer" if late else ""} src="{assets}/{name}"></script>'
+            scripts += (f"<script{late}>\n{inert(text, 'script')}</script>" if inside else where) + "\n"
+    icon = "data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22/%3E"
+    entries = "".join(f'<li><a href="{href}">{escape(name)}</a></li>' for href, name in links.items())
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="{icon}">\n{styles}{scripts}</head>\n<body>\n'
+        f"<header><h1>{escape(title)}</h1>{about}</header>\n<nav><ul>{entries}</ul></nav>\n"
+        f"<main>\n{body}</main>\n<footer>{made}</footer>\n</body>\n</html>\n"
+    )
+
+
 def td(text: str, order: Any = None, kind: str = "", href: str = "") -> str:
     """A table cell, escaped; `order` is what it is sorted by where that is not its text, `kind` a class ("cell KIND":
-    coloured as that kind of outcome), `href` an anchor on the page."""
+    coloured as that kind of outcome), `href` an anchor on the page, or the address of another."""
     by = "" if order is None else f' data-order="{escape(str(order))}"'
     inner = re.sub(r"\([^()]{,12}\)", r"<span>\g<0></span>", escape(text)) if kind.startswith("cell") else escape(text)
-    inner = f'<a href="#{href}">{inner}</a>' if href else inner
+    inner = f'<a href="{href if ".html" in href else f"#{href}"}">{inner}</a>' if href else inner
     if kind.startswith("cell"):
         _, _, colour = kind.partition(" ")
         inner = inner.replace("<a ", f'<a class="{colour}" ', 1) if href else f'<span class="{colour}">{inner}</span>'

@@ -15,25 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from plotly.offline import get_plotlyjs
 
 from bench.metrics import missing
 from bench.report.content import Content, command
 from bench.report.figures import interactive, shown
 from bench.report.figures.interactive import Anchors
-from bench.report.page.markup import datatables, figure, grid, inert, num, slug, table, td
-from bench.report.style import JUDGED, KINDS
+from bench.report.page.markup import document, figure, grid, num, slug, table, td
+from bench.report.style import JUDGED
 from bench.report.words import CELL, ber, claim, configuration, interval, number, places, unit
 from bench.store.runfile import GATHERED
 
 MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is asked to hold
+MADE = "Made by <code>python -m bench.report</code> from run files alone."
 CLAIMS = ("name", "paper", "claim", "criterion", "verdict", "what was seen", "published", "data", "model", "seeds")
 
 
-def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None, left_out: int = 0) -> str:
+def page(
+    content: Content, folder: Path, claims: list[dict[str, Any]] | None, left_out: int = 0, assets: str = ""
+) -> str:
     """The whole page; `folder` is where the runs were read from, beside so many files that are none. Nothing in it
-    depends on when or where it was made."""
-    anchors = _anchors(content.rows)
+    depends on when or where it was made. assets: as for markup.document."""
+    anchors = anchored(content.rows)
     sections = {
         "threats": ("Cheapest removal", _threats(content, anchors)),
         "summary": ("Summary", _summary(content, anchors)),
@@ -47,34 +49,21 @@ def page(content: Content, folder: Path, claims: list[dict[str, Any]] | None, le
         "published": ("Published beside measured", _part(content, "published", anchors, "")),
         "writing": ("What they write", _part(content, "writing", anchors, "")),
         "points": ("Every point", _points(content, anchors)),
-        "provenance": ("Provenance", _provenance(content, folder, anchors)),
+        "provenance": ("Provenance", provenance(content, folder, anchors)),
     }
     sections = {name: (title, text) for name, (title, text) in sections.items() if text}
-    links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, (title, _) in sections.items())
+    links = {f"#{name}": title for name, (title, _) in sections.items()}
     body = "".join(f'<section id="{n}"><h2>{escape(t)}</h2>{text}</section>\n' for n, (t, text) in sections.items())
-    tables, table_css = datatables()
-    kinds = "".join(f".{name} {{ background: {kind.back}; color: {kind.ink}; }}\n" for name, kind in KINDS.items())
-    css, js = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    icon = "data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22/%3E"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>Watermark benchmark</title>\n<link rel="icon" href="{icon}">\n'
-        f"<style>{inert(table_css, 'style')}</style>\n<style>{css}{kinds}</style>\n"
-        f"<script>{inert(get_plotlyjs(), 'script')}</script>\n</head>\n<body>\n"
-        f"<header><h1>Watermark benchmark</h1>{_facts(content.rows, left_out)}</header>\n<nav><ul>{links}</ul></nav>\n"
-        f"<main>\n{body}</main>\n<footer>Made by <code>python -m bench.report</code> from run files alone.</footer>\n"
-        f'<script type="module">\n{js % tables}</script>\n</body>\n</html>\n'
-    )
+    return document("Watermark benchmark", facts(content.rows, left_out), links, body, MADE, assets)
 
 
-def _facts(df: pd.DataFrame, left_out: int) -> str:
+def facts(df: pd.DataFrame, left_out: int) -> str:
     judged = sorted(df[["alpha", "max_damage"]].drop_duplicates().itertuples(index=False, name=None))
     named = {
-        "models, data": _list([f"{model} on {data}" for model, data in sorted(places(df))]),
+        "models, data": listed([f"{model} on {data}" for model, data in sorted(places(df))]),
         "methods": ", ".join(sorted(set(df["method_label"]))),
         "attacks": ", ".join(sorted({a for a in df["attack_label"] if a != "none"})) or "none",
-        "runs": f"{df['run_id'].nunique():,} with {len(df):,} rows; seeds {_list(sorted(set(df['seed'])))}",
+        "runs": f"{df['run_id'].nunique():,} with {len(df):,} rows; seeds {listed(sorted(set(df['seed'])))}",
         "judged at": "; ".join(f"alpha {number(a)}, at most {limit:g} points of damage" for a, limit in judged),
         "commit": ", ".join(sorted({str(c) for c in df["commit"] if not missing(c)})) or "not recorded",
     }
@@ -83,11 +72,11 @@ def _facts(df: pd.DataFrame, left_out: int) -> str:
     return f'<dl class="facts">{"".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in named.items())}</dl>'
 
 
-def _list(values: Sequence[Any], most: int = 12) -> str:
+def listed(values: Sequence[Any], most: int = 12) -> str:
     return ", ".join(map(str, values[:most])) + f" and {len(values) - most} more" * (len(values) > most)
 
 
-def _anchors(df: pd.DataFrame) -> dict[tuple, str]:
+def anchored(df: pd.DataFrame) -> dict[tuple, str]:
     """The id of each configuration's provenance, by CELL: readable, and unique by its number.
 
     An untouched model's is that of attack=none, or of whichever attack came first.
@@ -113,13 +102,13 @@ def _summary(content: Content, anchors: Anchors) -> str:
     text = "<p>A cell leads to its runs, its configuration and the command that repeats it.</p>"
     text += _part(content, "summary", anchors, "")
     if made := shown.heat_map(content):
-        text += _charts([made], anchors, False)
+        text += charts([made], anchors, False)
     return text
 
 
-def _charts(charts: Iterable[shown.Chart], anchors: Anchors, titled: bool) -> str:
+def charts(some: Iterable[shown.Chart], anchors: Anchors, titled: bool) -> str:
     """Figures below one another; what is too many for a browser is said."""
-    each = iter(charts)
+    each = iter(some)
     text = "".join(
         f"<h3>{escape(chart.title)}</h3>" * titled + figure(interactive.chart(chart, anchors), 0.6 * chart.size[0])
         for chart in islice(each, MOST_FIGURES)
@@ -130,12 +119,12 @@ def _charts(charts: Iterable[shown.Chart], anchors: Anchors, titled: bool) -> st
 
 def _threats(content: Content, anchors: Anchors) -> str:
     text = _part(content, "threats", anchors, "")
-    return text + _charts(shown.threats(content), anchors, len(places(content.rows)) > 1) if text else ""
+    return text + charts(shown.threats(content), anchors, len(places(content.rows)) > 1) if text else ""
 
 
 def _cost(content: Content, anchors: Anchors) -> str:
     text = _part(content, "cost", anchors, "No attack that could remove a mark was run.")
-    return text + _charts(shown.costs(content), anchors, len(places(content.rows)) > 1)
+    return text + charts(shown.costs(content), anchors, len(places(content.rows)) > 1)
 
 
 def _tradeoff(content: Content, anchors: Anchors) -> str:
@@ -144,15 +133,15 @@ def _tradeoff(content: Content, anchors: Anchors) -> str:
         "which each bit error rate was reached. Above its dotted line a mark is not detected; left of the upright "
         "one the model still works.</p>"
     )
-    charts = _charts(shown.tradeoffs(content), anchors, len(places(content.rows)) > 1)
-    return text + charts if charts else "<p>No attack that could remove a mark was run.</p>"
+    drawn = charts(shown.tradeoffs(content), anchors, len(places(content.rows)) > 1)
+    return text + drawn if drawn else "<p>No attack that could remove a mark was run.</p>"
 
 
 def _fidelity(content: Content, anchors: Anchors) -> str:
     if (chart := shown.fidelity(content)) is None:
         return "<p>No marked model was measured beside its host.</p>"
     said = "host − victim, before any attack: what embedding cost. Bars are 95% t intervals over seeds."
-    return f"<p>{said}</p>" + _charts([chart], anchors, False)
+    return f"<p>{said}</p>" + charts([chart], anchors, False)
 
 
 def _claims(claims: list[dict[str, Any]] | None, known: set[str]) -> str:
@@ -162,7 +151,7 @@ def _claims(claims: list[dict[str, Any]] | None, known: set[str]) -> str:
     for item in claims:
         ids = [item["run_ids"]] if isinstance(item["run_ids"], str) else [*(item["run_ids"] or [])]
         runs = ", ".join(f'<a href="#run-{escape(i)}">{escape(i)}</a>' if i in known else escape(str(i)) for i in ids)
-        seeds = _list(item["seeds"]) if isinstance(item["seeds"], list) else str(item["seeds"])
+        seeds = listed(item["seeds"]) if isinstance(item["seeds"], list) else str(item["seeds"])
         words = [td(str(item["name"])), td(str(item["paper"]))]
         words += [td(str(item[key]), kind="text") for key in ("claim", "criterion")]
         words += [td(str(item["verdict"]), kind=f"cell {JUDGED.get(item['verdict'], 'na')}")]
@@ -181,8 +170,8 @@ def _attacks(content: Content, anchors: Anchors) -> str:
         "interval (Wilson over pooled bits; t for utility), small dots are the seeds. A click on a point leads to its "
         "runs.</p>"
     )
-    charts = _charts(shown.attacks(content), anchors, True)
-    return text + charts if charts else "<p>No attack was run.</p>"
+    drawn = charts(shown.attacks(content), anchors, True)
+    return text + drawn if drawn else "<p>No attack was run.</p>"
 
 
 def _points(content: Content, anchors: Anchors) -> str:
@@ -209,7 +198,8 @@ def _points(content: Content, anchors: Anchors) -> str:
     return table(head, rows, ("attack", "method", "model", "data", "knob", "verdict"), note)
 
 
-def _provenance(content: Content, folder: Path, anchors: Anchors) -> str:
+def provenance(content: Content, folder: Path, anchors: Anchors, back: str = "summary") -> str:
+    """The runs, configuration and command of every cell, by its anchor; `back`: where one comes from."""
     said = {configuration(c): c for c in content.cells.itertuples()}
     made = {(run["rows"][0]["run_id"], run["rows"][0]["created_at"]): run for run in content.runs}
     compacted = (folder / GATHERED).is_file()
@@ -236,7 +226,7 @@ def _provenance(content: Content, folder: Path, anchors: Anchors) -> str:
         whole = json.dumps(run["config"], indent=1, ensure_ascii=False) if i < MOST_CELLS else whole
         text.append(
             f'<section class="provenance" id="{anchors[key]}"><h3>{escape(title)}</h3><p>Outcome{escape(told)}. '
-            '<a href="#summary">Back to the summary</a></p>'
+            f'<a href="#{back}">Back</a></p>'
             f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
             f'<p>To repeat it:</p><pre class="command">{escape(line)}</pre><details><summary>Configuration of seed '
             f"{escape(str(first['seed']))}, resolved</summary><pre>{escape(whole)}</pre></details></section>\n"
