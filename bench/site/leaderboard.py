@@ -15,8 +15,8 @@ from bench.report.words import interval
 RULE = (
     "Methods stand in the order of how many kinds of attacker remove the mark for at most the damage that a success "
     "may cost (columns of removal), then of whether a claim was forged; equals share a place. A method whose control "
-    "failed has none. A removal that costs more is told with its cost and does not count. What was not tried (–) speaks "
-    "for nobody: of how many kinds that tried is said beside the count."
+    "failed has none. A removal that costs more is told with its cost and does not count. What was not tried (–) "
+    "speaks for nobody: of how many kinds that tried is said beside the count."
 )
 
 

@@ -195,9 +195,10 @@ def add() -> str:
 It says of each file whether it is complete (every field; host, victim and controls; all points of the attack; the
 recorded command composes to the recorded configuration and run id; a clean commit), and with <code>--again</code>
 makes it again from nothing in a folder of its own and compares every row.</li>
-<li>Send the files, in a pull request, below <code>results/&lt;name&gt;/</code> with a README that names the command.</li>
+<li>Send the files in a pull request, below <code>results/&lt;name&gt;/</code>,
+with a README that names the command.</li>
 </ol>
-<p>Bit error rates, verdicts and utility must come out again: bit for bit with the same versions and number of threads,
-and otherwise within what the seeds differ by.</p>
+<p>Bit error rates, verdicts and utility must come out again: bit for bit with the same versions and threads, and
+otherwise within what the seeds differ by.</p>
 """
     return _page("Add a row", "", steps, 0)
