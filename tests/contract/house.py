@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 CODE = ("bench", "methods", "attacks", "hydra_plugins")
 MODULES = {"run", "experiment", "stages", "threat", "judge", "controls", "gallery", "train", "types", "errors", "spec"}
-MODULES |= {"metrics", "progress", "machine", "precision", "layers", "__main__"}
+MODULES |= {"metrics", "progress", "machine", "precision", "layers", "plan", "__main__"}
 PACKAGES = {"cli", "data", "models", "tasks", "store", "loggers", "report", "claims", "studies", "site"}
 # A module imports rooms of lower levels, and its own room: a package or a module at the top of bench, a plug-in folder.
 LEVELS = (
@@ -27,7 +27,7 @@ LEVELS = (
     ("controls", "judge"),
     ("run",),
     ("cli",),
-    ("studies", "layers", "__main__", "hydra_plugins"),
+    ("studies", "layers", "plan", "__main__", "hydra_plugins"),
     ("claims", "site"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
