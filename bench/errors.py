@@ -1,10 +1,14 @@
-"""What a user can mend, in one line each: errors, and the checks of a configuration's values that raise them."""
+"""What a user can mend, in one line each: errors, the checks of a configuration's values that raise them, and the frame
+of a command that turns them into its exit status."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
@@ -118,3 +122,73 @@ def checked(config: Any, group: str) -> None:
             raise ConfigError(f"{name}={value}: needs distinct values from {low} to {high or MOST}, at least one")
         for item in items:
             bounded(name, item, *f.metadata["within"])
+
+
+def plain() -> None:
+    """Let stdout take any text: a terminal without "–" gets a "?", not a traceback."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def complain(line: str) -> None:
+    """A line on stderr, if that takes any."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def from_system(error: OSError) -> str:
+    """What the system refused, in a line."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is gone; change into one that is there"
+    said = error.strerror or " ".join(str(error).split())
+    return f"{error.filename}: {said}" if error.filename else said
+
+
+def framed(work: Callable[[], int], kept: str = "", debug: str = "") -> int:
+    """The exit status of a command: what `work` returns, once stdout has taken all that was printed.
+
+    What the user or the machine has to mend is one line on stderr. After an interruption, what is `kept` is said.
+    debug: what shows where any other exception comes from, which then is one line as well.
+    """
+    plain()
+    try:
+        code = work()
+    except UserError as error:
+        complain(f"error: {error}")
+        code = error.code
+    except KeyboardInterrupt:
+        complain(f"interrupted: finished {kept} are kept, the same command goes on" if kept else "interrupted")
+        code = 130
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            complain(stop.code)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # whoever read it has enough: head, or a pager that was left
+        code = 1
+    except (OSError, MemoryError) as error:
+        complain(f"error: {from_system(error) if isinstance(error, OSError) else 'out of memory'}")
+        code = 1
+    except Exception as error:
+        if not debug:
+            raise
+        complain(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]} ({debug} shows where)")
+        code = 1
+    return code if _flushed() else max(1, code)
+
+
+def _flushed() -> bool:
+    """Whether stdout took what was printed. What it did not is given up, or the interpreter would try again, and
+    complain, at its end."""
+    try:
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
+        return True
+    except BrokenPipeError:
+        pass
+    except (OSError, ValueError) as error:
+        complain(f"error: cannot write to stdout: {getattr(error, 'strerror', None) or error}")
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return False

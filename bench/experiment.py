@@ -199,6 +199,7 @@ class Experiment:
             "config_hash": config_hash,
             "commit": machine.commit(),
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "threads": machine.threads(),
         }
         return Row(**{**facts, **values})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.errors import ConfigError
+from bench.errors import ConfigError, UserError
 
 
 def pick_device(name: str) -> torch.device:
@@ -53,6 +54,11 @@ def deterministic(threads: int | None) -> None:
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # what it would tell the compiler
 
 
+def threads() -> int:
+    """Of the CPU, for this process."""
+    return torch.get_num_threads()
+
+
 @lru_cache
 def commit() -> str | None:
     """The harness's own commit, with `+` for uncommitted changes; None outside a checkout."""
@@ -77,6 +83,44 @@ def stop(device: torch.device, started: float) -> tuple[float, float]:
     """(seconds, peak MiB) since `start`, everything finished."""
     settle(device)
     return round(time.perf_counter() - started, 3), peak_mb(device)
+
+
+def memory() -> int:
+    """Bytes that this process may use at all: the machine's, or what its container is given."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            total = min(total, int(Path(file).read_text()))
+    return total
+
+
+def afford(needed: int, what: str, options: str) -> None:
+    """Raises ConfigError where `what` takes more bytes than there are, so that nobody asks for them: a system that
+    promises more than it has kills whoever uses it. `options`: what makes it smaller."""
+    if needed > (there := memory()):
+        raise ConfigError(f"{what} takes {needed / 1e9:,.0f} GB of memory, of {there / 1e9:,.0f}: lower {options}")
+
+
+def frugal() -> None:
+    """Let this process have no more memory than there is: what asks for more is then told so, not killed. Without a GPU
+    only, whose driver reserves addresses beyond all memory."""
+    if torch.cuda.is_available():
+        return
+    with contextlib.suppress(OSError, ValueError):
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = memory() if resource.RLIM_INFINITY in (soft, hard) else min(memory(), soft)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to do about an exception that says there is no more memory, of the CPU or of a GPU; None for any other."""
+    said = str(error)
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in said
+    if not known:
+        return None
+    asked = re.search(r"allocate ([\d.,]+ \w+)", said)
+    more = f" ({asked[1]} more were asked for)" if asked else ""
+    return UserError(f"out of memory{more}; lower train.batch_size, data.image_size or the network's size")
 
 
 def settle(device: torch.device) -> None:

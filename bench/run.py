@@ -165,11 +165,12 @@ def recorded(x: Experiment) -> Made:
         made.controls = controls.random_keys(x)
         x.log.controls(made.controls)
     except Exception as error:
+        error = machine.out_of_memory(error) or error
         if not isinstance(error, ConfigError):
             line = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
             made.rows.append(x.row("none", status="failed", error=" ".join(line.split())))
             write(x, made)
-        raise
+        raise error
     write(x, made)
     if shown is not None:
         shown.draw(gallery.path(x), f"{x.method_name}, {x.attack_name}: {x.data.name}, seed {x.seed}")
@@ -243,7 +244,7 @@ def write(x: Experiment, made: Made) -> None:
         "timm": version("timm"),
         "numpy": np.__version__,
         "device": machine.device_name(x.device),
-        "threads": torch.get_num_threads(),
+        "threads": machine.threads(),
     }
     write_run(x.path, resolved(x), env, x.words, made.controls, made.rows, made.outputs, x.expected)
 
@@ -255,6 +256,7 @@ def job(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: 
     except Exception as error:
         if str(cfg.get("debug")).lower() == "true":  # not parsed yet when the configuration itself is at fault
             traceback.print_exc(file=sys.stderr)
+        error = machine.out_of_memory(error) or error
         if isinstance(error, UserError):
             return Outcome("failed", [], message=str(error), code=error.code)
         line = f"{type(error).__name__}: {' '.join(str(error).split())} (debug=true shows where)"

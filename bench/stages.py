@@ -93,7 +93,7 @@ def make(
     seconds, peak = machine.stop(x.device, started)
     save_model(model, str(folder / "model.safetensors"))
     seconds = round(seconds + (kept.spent if kept else 0.0), 3)
-    cost = {"seconds": seconds, "peak_mb": peak, "device": machine.device_name(x.device)}
+    cost = {"seconds": seconds, "peak_mb": peak, "device": machine.device_name(x.device), "threads": machine.threads()}
     return model, {"utility": evaluate(x, x.task, model), **cost}
 
 
@@ -146,4 +146,5 @@ def public(x: Experiment) -> nn.Module:
 
 def cost(entry: Entry) -> dict[str, Any]:
     """Utility of a stage and what it cost to make, whenever and wherever that was."""
-    return {name: entry[name] for name in ("utility", "seconds", "peak_mb", "device")}
+    made = {name: entry[name] for name in ("utility", "seconds", "peak_mb", "device")}
+    return made | {"threads": entry.meta["measured"].get("threads")}  # stages of before it was noted have none

@@ -419,7 +419,8 @@ class Row:
     and copy were committed before any dispute; tests, among which alpha is shared; auc in [0, 1], with the ends of its
     95% interval: how well marked networks are told from unmarked ones; layer_named: the share of marks whose layer is
     named, layer_chance: that of a layer named at random; chance, claim_chance: the probability that a bit of the
-    owner's key, of the claim's, matches where nothing was embedded, if it is not one half."""
+    owner's key, of the claim's, matches where nothing was embedded, if it is not one half; threads: of the CPU that
+    made this network (the sums of one training differ with their number, which no hash covers)."""
 
     run_id: str
     method: str
@@ -461,6 +462,7 @@ class Row:
     layer_chance: float | None = None
     chance: float | None = None
     claim_chance: float | None = None
+    threads: int | None = None
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))

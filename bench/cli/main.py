@@ -13,15 +13,19 @@ from omegaconf import DictConfig
 
 from bench.cli.compose import CONF
 from bench.cli.sweep import JOBS, note, one_by_one, turn
+from bench.errors import plain
 from bench.progress import spoken
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> str:
     """One job: run it, print its table; in a sweep leave its outcome where the sweep's end finds it."""
+    from bench import machine
     from bench.cli import terminal
     from bench.run import job
 
+    plain()  # here too: a launcher's worker comes by no other way
+    machine.frugal()
     hydra = HydraConfig.get()
     if hydra.job.chdir:
         os.chdir(hydra.runtime.cwd)  # results_dir and data.path are those of where the command was given

@@ -15,6 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
+from bench.errors import framed
+from bench.store.files import write_json
+
 JOBS = "BENCH_JOBS"  # tells a sweep's jobs how many they are
 
 
@@ -39,8 +42,8 @@ def count(words: list[str]) -> int:
 
 
 def note(folder: Path, num: int, status: str, job: str, message: str) -> None:
-    """Leave a job's outcome in the sweep's folder, for the sweep's end."""
-    (folder / f"job-{num}.json").write_text(json.dumps({"status": status, "job": job, "message": message}))
+    """Leave a job's outcome in the sweep's folder, for the sweep's end. Raises UserError where it cannot be written."""
+    write_json(folder / f"job-{num}.json", {"status": status, "job": job, "message": message})
 
 
 class Sweep(Callback):
@@ -66,7 +69,12 @@ class Sweep(Callback):
                 hydra.sweeper.params, hydra.overrides.task = {}, words
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
+        # An exception of a callback would be a warning of Hydra's, and the sweep's exit status 0.
+        if status := framed(lambda: int(self.told(Path(config.hydra.sweep.dir)))):
+            sys.exit(status)
+
+    def told(self, folder: Path) -> bool:
+        """Print what became of the jobs, and put it into one file; whether any failed."""
         # Below it: hydra.sweep.subdir may give each job a folder of its own.
         files = sorted(folder.rglob("job-*.json"), key=lambda p: int(p.stem.split("-")[1]))
         jobs = [json.loads(p.read_text()) for p in files]
@@ -78,9 +86,8 @@ class Sweep(Callback):
         if lost := max(0, self.jobs - len(jobs)):
             print(f"  no word of {lost} of {self.jobs} jobs: they were killed, or left it outside {folder}", flush=True)
         # One file for the record instead of one per job.
-        (folder / "jobs.json").write_text(json.dumps(jobs, indent=1) + "\n")
+        write_json(folder / "jobs.json", jobs)
         for path in files:
             with contextlib.suppress(OSError):
                 path.unlink()
-        if ended["failed"] or lost:
-            sys.exit(1)
+        return bool(ended["failed"] or lost)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import metrics
+from bench.errors import complain
 from bench.progress import Progress, Say, console, spoken
 from bench.types import Row
 
@@ -29,7 +30,8 @@ SEARCHES = ("tries", "grind")  # knobs whose strength is how many keys were trie
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """A line on stderr. A run goes on where that is full or gone."""
+    complain(line)
 
 
 def animated() -> bool:

@@ -7,7 +7,6 @@ import fnmatch
 import gc
 import re
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.cli.compose import CONF, composed
-from bench.errors import ConfigError, UserError, near
+from bench.errors import ConfigError, framed, near
 
 GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "logger", "experiment", "scale")
 
@@ -89,7 +88,7 @@ def problem(argv: list[str]) -> str:
             key, equals, value = word.partition("=")
             quoted = shlex.quote(f'{key}="{value}"') if equals and '"' not in value and "'" not in value else ""
             hint = f"text with = , brackets, blanks or odd letters: {quoted}" if quoted else "quote brackets and braces"
-            return f"cannot read {word}: {_one_line(error)} (in a shell, {hint})"
+            return f"cannot read {word}: {in_one_line(error)} (in a shell, {hint})"
     # An experiment may be a sweep by itself.
     if not {"-m", "--multirun"} & set(flags) and not any(o.key_or_group == "experiment" for o in parsed):
         swept = [o for o in parsed if o.is_sweep_override()]
@@ -164,10 +163,10 @@ def _explain(error: Exception, trial: list[str]) -> str:
         except (HydraException, OmegaConfBaseException, TypeError):
             names = list(GROUPS)
         return f"{key}: no such key; {near(name, names)}"
-    return _one_line(error)
+    return in_one_line(error)
 
 
-def _one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     skip = ("See https", "To append", "Set the environment", "full_key", "object_type", "reference_type")
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(skip))
@@ -186,18 +185,13 @@ def answer(
 
     What the user can mend is one line. After an interruption, what is `kept` is said.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without "–" gets a "?", not a traceback
     # At its end the interpreter would look at all objects once more, for cycles: seconds, of torch's and a run's.
     atexit.register(gc.freeze)
-    if any(word in ("-h", "--help") for word in argv):
-        print(doc())
-        return 0
-    try:
+
+    def work() -> int:
+        if any(word in ("-h", "--help") for word in argv):
+            print(doc())
+            return 0
         return 1 if run(argv) is False else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print(f"interrupted: finished {kept} are kept, the same command goes on", file=sys.stderr)
-        return 130
+
+    return framed(work, kept, "" if "debug=true" in argv else "debug=true")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import machine
 from bench.data.decoding import read_all
 from bench.data.source import Data, Decoded, hold_out, resized
 from bench.errors import UserError, among
@@ -35,6 +36,7 @@ class Digits(Data):
         digits = load_digits()
         grey = torch.from_numpy(digits.images).float()[:, None] / 16
         size = self.image_size or 32
+        machine.afford(8 * len(grey) * size**2, f"{len(grey):,} images of {size} pixels", "data.image_size")
         big = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear", antialias=False)
         images = (big.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         labels = torch.from_numpy(digits.target).long()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import machine
 from bench.errors import ConfigError, UserError
 
 # Pillow has readers that start other programs (EPS): those of IMAGE_FILES, whatever a file is called.
@@ -82,6 +83,8 @@ def read_all(reads: list[Callable[[], bytes]], names: list[str], size: int | Non
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         return np.asarray(image)
 
+    if size is not None:
+        machine.afford(3 * len(reads) * size**2, f"{len(reads):,} images of {size} pixels", "data.image_size")
     with ThreadPoolExecutor() as pool:
         return list(pool.map(one, zip(reads, names, strict=True)))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench import machine
 from bench.data.builtin import TEST, TRAIN
 from bench.data.decoding import read_all
 from bench.data.masks import Masked, Segmented
@@ -49,6 +50,8 @@ class Scenes(Masked):
         folder, digits = Path(skimage.__file__).parent / "data", load_digits()
         if gone := [name for name in (*TRAIN, *TEST) if not (folder / name).is_file()]:
             raise UserError(f"this scikit-image ships no {gone[0]}: data=camvid data.path=... takes any pictures")
+        side, count = self.image_size or 64, self.block * len(TRAIN) + self.tests * len(TEST)
+        machine.afford(4 * count * side**2, f"{count:,} scenes of {side} pixels", "data.block, tests or image_size")
         ink, labels = torch.from_numpy(digits.images).float() / 16, digits.target
         order = np.random.default_rng(self.seed).permutation(len(ink))
         test, train = order[: len(ink) // 5], order[len(ink) // 5 :]

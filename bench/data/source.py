@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import machine
 from bench.errors import SEEDS, ConfigError, checked, within
 
 
@@ -124,6 +125,9 @@ def stamp(files: list[Path]) -> str:
 def resized(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[-1] == images.shape[-2] == size:
         return images
+    machine.afford(
+        len(images) * images.shape[1] * size**2, f"{len(images):,} images of {size} pixels", "data.image_size"
+    )
     parts = [
         torch.nn.functional.interpolate(p.float(), size=(size, size), mode="bilinear", antialias=True)
         for p in images.split(1024)

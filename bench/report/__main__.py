@@ -13,8 +13,9 @@ import os
 import sys
 from pathlib import Path
 
-from bench.errors import UserError, choice
+from bench.errors import UserError, choice, framed
 from bench.progress import console
+from bench.report import threads
 from bench.report.content import assemble
 from bench.report.tables import csv, latex, markdown, show
 from bench.store import claims as verdicts
@@ -58,6 +59,8 @@ def report(args: argparse.Namespace) -> bool:
     if odd:
         more = f"; and {len(odd) - 1:,} more" if len(odd) > 1 else ""
         print(f"warning: left out: {odd[0]}{more}", file=sys.stderr)
+    if said := threads.mixed(content.runs, content.rows):
+        print(f"warning: {said}", file=sys.stderr)
     if alarm := "INVALID" in content.unsound.values():
         print("warning: INVALID: an unmarked host verifies under its owner's key, or random keys do", file=sys.stderr)
     for path in [*(out / "tables" / name for name in texts), out / "report.html", *figures]:
@@ -75,14 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
     parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
     args = parser.parse_intermixed_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without "±" gets a "?", not a traceback
     atexit.register(gc.freeze)  # as in bench.cli.usage: of many runs there are millions of objects
-    try:
-        return 0 if report(args) else 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
+    return framed(lambda: 0 if report(args) else 1)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _rows(one: Results, side: str, runs: list[dict[str, Any]]) -> str:
     ids = anchored(content.rows)
     anchors = {key: f"{slug(one.name)}-{at}" for key, at in ids.items()}
     text = f"<p>{escape(one.about)} {_link(f'../results/{one.name}.html', 'All of these runs')}.</p>"
-    text += facts(content.rows, 0)
+    text += facts(content, 0)
     for name in ("threats", "summary", "controls") if side == "method" else ("summary",):
         if name in content.parts:
             (made,), legend = content.parts[name]

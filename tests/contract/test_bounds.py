@@ -65,3 +65,34 @@ def test_what_was_accepted_once(tmp_path, word, said):
     with pytest.raises(ConfigError) as error:
         prepare(config("attack=prune", word, f"results_dir={tmp_path}"))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.image_size=4000"], "1,797 images of 4000 pixels takes 230 GB of memory, of 1: lower data.image_size"),
+        (["task=segmentation", "data=scenes", "model=unet_tiny", "data.block=1000000"], "scenes of 64 pixels takes"),
+    ],
+)
+def test_memory_is_estimated_before_it_is_asked_for(tmp_path, monkeypatch, words, said):
+    from bench import machine
+    from bench.run import prepare
+
+    monkeypatch.setattr(machine, "memory", lambda: 10**9)
+    with pytest.raises(ConfigError) as error:
+        prepare(config("attack=prune", "device=cpu", *words, f"results_dir={tmp_path}"))
+    assert said in str(error.value)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".safetensors"]
+
+
+def test_memory_that_is_not_to_be_had_is_one_line(tmp_path, monkeypatch):
+    import torch
+
+    from bench import run, stages
+    from tests.helpers import tiny
+
+    monkeypatch.setattr(stages, "mark", lambda x: torch.empty(2**50))
+    outcome = run.job(tiny(tmp_path, "uchida", "prune"))
+    assert (outcome.status, outcome.code) == ("failed", 1)
+    assert "out of memory (4503599627370496 bytes more were asked for)" in outcome.message
+    assert "lower train.batch_size" in outcome.message

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from bench.metrics import missing
+from bench.report import threads
 from bench.report.content import Content, command
 from bench.report.figures import interactive, shown
 from bench.report.figures.interactive import Anchors
@@ -54,10 +55,12 @@ def page(
     sections = {name: (title, text) for name, (title, text) in sections.items() if text}
     links = {f"#{name}": title for name, (title, _) in sections.items()}
     body = "".join(f'<section id="{n}"><h2>{escape(t)}</h2>{text}</section>\n' for n, (t, text) in sections.items())
-    return document("Watermark benchmark", facts(content.rows, left_out), links, body, MADE, assets)
+    return document("Watermark benchmark", facts(content, left_out), links, body, MADE, assets)
 
 
-def facts(df: pd.DataFrame, left_out: int) -> str:
+def facts(content: Content, left_out: int) -> str:
+    """What a report is of, as a list."""
+    df = content.rows
     judged = sorted(df[["alpha", "max_damage"]].drop_duplicates().itertuples(index=False, name=None))
     named = {
         "models, data": listed([f"{model} on {data}" for model, data in sorted(places(df))]),
@@ -69,6 +72,8 @@ def facts(df: pd.DataFrame, left_out: int) -> str:
     }
     if left_out:
         named["left out"] = f"{left_out:,} files that are no run files"
+    if said := threads.mixed(content.runs, df):
+        named["mixed"] = said
     return f'<dl class="facts">{"".join(f"<dt>{k}</dt><dd>{escape(v)}</dd>" for k, v in named.items())}</dl>'
 
 
