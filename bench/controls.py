@@ -1,10 +1,11 @@
 """What must not verify: the host and, for a mark in outputs, whatever else is clean; keys that nobody embedded.
 
-One that does makes every verdict of its run worthless.
+One that does makes every verdict of its run worthless; so does a host that is worth nothing (`confidence`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from bench import gallery, metrics, stages
 from bench.errors import UserError
 from bench.experiment import Experiment
+from bench.progress import PAUSE, SURE, lasting
 from bench.store.cache import cached
 from bench.types import Key, Snapshot, Task
 
@@ -33,6 +35,21 @@ def clean(x: Experiment) -> Iterator[tuple[Task, Snapshot]]:
     identity = gallery.identity(x)
     for name, task in (("inputs", x.task), ("truth", x.task.undegraded())):
         yield task, Snapshot(f"clean/{name}", None, identity)
+
+
+def confidence(
+    x: Experiment, host: nn.Module, victim: nn.Module, utility_host: float, utility_victim: float
+) -> dict[str, Any]:
+    """What the test split can say, as rows have it (Task.confidence). Measured once for each mark."""
+
+    def build(_: object) -> dict[str, Any]:
+        with x.progress("measuring", None):
+            found = x.task.confidence(host, victim, utility_host, utility_victim)
+        return dict(zip(("log10_p_host", "utility_half"), found, strict=True))
+
+    identity = {**x.mark_identity, "confidence": 1}
+    entry = cached(x.cache, "control", identity, build, x.say)
+    return {"tested": x.task.size("test"), **entry.meta["measured"]}
 
 
 def random_keys(x: Experiment) -> dict[str, Any] | None:
@@ -60,11 +77,19 @@ def random_keys(x: Experiment) -> dict[str, Any] | None:
     return found | {"mean_ber": float(np.mean(tried["ber"])), "least_log10_p": min(tried["log10_p"])}
 
 
+def _warned(x: Experiment, each: float) -> None:
+    """Say what the rest will take where a key takes so many seconds that somebody may rather try fewer."""
+    if (rest := each * (x.verify.keys - SURE)) > PAUSE:
+        fewer = max(1, x.verify.keys // 10)
+        x.say(f"control: {each:.2g} s a key, about {lasting(rest)} for all; verify.keys={fewer} tries fewer")
+
+
 def _tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[str, Any]:
     """BER, p-value and acceptance of every key. Raises UserError where `trials` reads other bits than `extract`."""
     x.say(f"control: {x.verify.keys:,} random keys on {x.method_name}'s mark")
     draws = x.rng("judge", "keys")
     errors, p_values, accepts = [], [], []
+    started = time.monotonic()
     with torch.inference_mode(), x.progress("random keys", x.verify.keys) as step:
         for key, soft in x.method.trials(model, own, other, draws, x.verify.keys, x.task):
             error, log10_p = x.method.evidence(soft, key)
@@ -75,4 +100,6 @@ def _tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[
                 raise UserError(f"{kind}.trials reads other bits than {kind}.extract: it controls another detector")
             accepts.append(bool(x.method.accepts(key)))
             step()
+            if len(errors) == SURE:
+                _warned(x, (time.monotonic() - started) / SURE)
     return {"ber": errors, "log10_p": p_values, "accepts": accepts}

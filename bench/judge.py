@@ -20,12 +20,13 @@ from bench.types import Key, Row, Snapshot, Task
 @dataclass(frozen=True)
 class Judge:
     """Who measures the suspects of one run: with the owner's key (None: nothing is marked), against the utilities of
-    host and victim, {utility_host, utility_victim}; a gallery keeps what suspects give, for people. `committed`: the
-    marked network as it was committed with the key, by which a suspect's channels are put back (verify.align)."""
+    host and victim, {utility_host, utility_victim} and what else all rows are told (controls.confidence); a gallery
+    keeps what suspects give, for people. `committed`: the marked network as it was committed with the key, by which a
+    suspect's channels are put back (verify.align)."""
 
     x: Experiment
     key: Key | None
-    utilities: dict[str, float]
+    utilities: dict[str, Any]
     gallery: Gallery | Sketch | Writings | None = None
     committed: nn.Module | None = None
 

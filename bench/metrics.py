@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +194,62 @@ def damage(row: Mapping[str, Any]) -> float | None:
     return lost(float(row["utility_victim"]), float(row["utility"]), row.get("utility_name"))
 
 
+NO_HOST, NO_MARK, FEW = "NO HOST", "NO MARK", "TOO FEW TEST "
+WORTH = -3.0  # log10 of the p at which a host is worth more than a blind guess
+
+
+def unsound(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
+    """Why nothing can be said of a row's mark, in a word of the protocol's, or "".
+
+    NO HOST                the host's utility is not above a blind guess's (binomial, p > 1e-3)
+    NO MARK                the victim does not verify before any attack
+    TOO FEW TEST IMAGES    (or TEXTS) a difference of max_damage is within the 95% interval of the victim's
+                           utility; a claim and a look are judged without utilities
+    """
+    if not missing(row.get("log10_p_host")) and row["log10_p_host"] > WORTH + 1e-9:
+        return NO_HOST
+    seen = row["detected"] if row["knob"] == "none" else row.get("marked")
+    if not missing(seen) and not bool(seen):
+        return NO_MARK
+    if goal in ("forge", "secrecy") or missing(row.get("utility_half")):
+        return ""
+    return few(row.get("utility_name")) if row["tested"] < 2 or row["utility_half"] > max_damage else ""
+
+
+def few(utility_name: Any) -> str:
+    """TOO FEW TEST IMAGES, or what else a utility is measured on."""
+    return FEW + ("TEXTS" if str(utility_name).split("@")[0] in ("bits/byte", "bleu") else "IMAGES")
+
+
+def above(utility: float, chance: float, count: int) -> float:
+    """log10 P[Binomial(count, chance) >= hits] of a utility that is a share of `count` examples, both in percent."""
+    return log10_p(1 - utility / 100, count, chance=chance / 100)
+
+
+def room(utility: float, count: int) -> float:
+    """How far Wilson's 95% interval of a utility that is a share of `count` examples reaches from it, in percent."""
+    low, high = wilson(utility * count / 100, count)
+    return max(utility - 100 * low, 100 * high - utility)
+
+
+def paired(total: Callable[[Tensor], Tensor], host: Tensor, victim: Tensor, blind: Tensor, sign: int) -> tuple:
+    """(log10 p, half) for a utility that is no share of examples: Task.confidence.
+
+    host, victim, blind: what each example adds to that from which `total` makes the utility, [N, ...]. p: of a sign
+    test, in how many of N examples the host is worth more than the blind guess (sign -1: less is better), against one
+    half. half: half the width of the 95% interval of the victim's utility less the host's, over the same examples, by
+    the jackknife: that of a utility alone tells how examples differ, in which networks do not.
+    """
+    n = len(host)
+    better = int((sign * (total(host) - total(blind)) > 0).sum())
+    log10 = log10_p(1 - better / n, n)
+    if n < 2:
+        return log10, 0.0
+    left = total(victim.sum(0) - victim) - total(host.sum(0) - host)
+    error = float(((n - 1) / n * (left - left.mean()).square().sum()).sqrt())
+    return log10, Z95 * error
+
+
 def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     """What the protocol says of one row.
 
@@ -201,7 +257,7 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
     control           the host, or what else is unmarked, under the owner's key ("FALSE ALARM" if it detects, or random
                       keys did on the victim, where the row says how many were tried: see `false_alarm`)
     unmarked          there is no message to look for
-    not embedded      the victim does not verify before any attack: what follows says nothing about attacks
+    NO HOST, NO MARK, TOO FEW TEST IMAGES   nothing can be said: see `unsound`
     survived          the owner's mark is detected; "survived (aligned)": only after the judge put channels back
     inverted          it is detected, all of its bits the other way round: the mark is there
     removed           it is not, and the model still works (damage <= max_damage)
@@ -216,12 +272,15 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
         return str(row["status"])
     if missing(row["detected"]):
         return "unmarked"
-    if row["knob"] == "none" and not bool(row["detected"]):
-        return "not embedded"
+    word = unsound(row, goal, max_damage)
     owner, claim = bool(row["detected"]), not missing(row["claim_detected"]) and bool(row["claim_detected"])
     if is_control(row["knob"]):
         keys = row.get("false_positives"), row.get("random_keys"), row.get("alpha")
-        return "FALSE ALARM" if owner or false_alarm(*keys) else "control"
+        if owner or false_alarm(*keys):
+            return "FALSE ALARM"
+        return word if word == NO_HOST and row["knob"] == "host" else "control"
+    if word:
+        return word
     if goal == "forge" and not missing(row["claim_detected"]):
         return "forged" if claim else "resisted"
     if goal == "secrecy" and not missing(row.get("auc_low")):
@@ -241,15 +300,19 @@ def verdict(row: Mapping[str, Any], goal: str, max_damage: float) -> str:
 
 def similarity(target: Tensor, given: Tensor, metric: str) -> float:
     """PSNR in dB of the squared error over all pictures (at most BEST), or their mean SSIM; uint8 [N, 3, H, W] each."""
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+    from skimage.metrics import peak_signal_noise_ratio
 
     if metric == "psnr":
         with np.errstate(divide="ignore"):
             return min(BEST, float(peak_signal_noise_ratio(target.numpy(), given.numpy(), data_range=255)))
+    return float(np.mean(similarities(target, given)))
+
+
+def similarities(target: Tensor, given: Tensor) -> list[float]:
+    """SSIM of each picture, uint8 [N, 3, H, W] each."""
+    from skimage.metrics import structural_similarity
+
     # As Wang et al. (2004) have it: Gaussian window of deviation 1.5, no Bessel correction.
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    found = [
-        structural_similarity(a, b, data_range=255, channel_axis=0, **options)
-        for a, b in zip(target.numpy(), given.numpy(), strict=True)
-    ]
-    return float(np.mean(found))
+    pairs = zip(target.numpy(), given.numpy(), strict=True)
+    return [structural_similarity(a, b, data_range=255, channel_axis=0, **options) for a, b in pairs]

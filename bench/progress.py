@@ -55,11 +55,11 @@ class _Stage:
     def __str__(self) -> str:
         left = self.left()
         if not left:
-            return f"  {self.what}: {_lasting(time.monotonic() - self.since)} so far"
-        return f"  {self.what}: {self.done:,} of {self.total:,}, about {_lasting(left)} left"
+            return f"  {self.what}: {lasting(time.monotonic() - self.since)} so far"
+        return f"  {self.what}: {self.done:,} of {self.total:,}, about {lasting(left)} left"
 
 
-def _lasting(seconds: float) -> str:
+def lasting(seconds: float) -> str:
     """37 s, 12 min, 3 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 90:

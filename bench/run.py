@@ -70,12 +70,15 @@ def rows(x: Experiment, shown: Gallery | Sketch | Writings | None = None) -> Ite
     unmarked = stages.baseline(x)
     victim, key = stages.opened(x, entry)
     utilities = {"utility_host": unmarked["utility"], "utility_victim": entry["utility"]}
+    # A method that adds a module is tried on the host with an innocent one.
+    host = stages.load_weights(stages.skeleton(x), unmarked.path) if x.method.marks else victim
+    utilities |= controls.confidence(x, host, victim, *utilities.values())
     judge = Judge(x, key, utilities, shown, committed=victim)
     if x.method.marks:
-        # A method that adds a module is tried on the host with an innocent one.
-        host = stages.load_weights(stages.skeleton(x), unmarked.path)
         yield judge.row(Snapshot("host", None, host), **stages.cost(unmarked))
-    yield judge.row(Snapshot("none", None, victim), **stages.cost(entry))
+    own = judge.row(Snapshot("none", None, victim), **stages.cost(entry))
+    yield own
+    judge = replace(judge, utilities={**utilities, "marked": own.detected})
     if controls.in_pictures(x):
         for task, snapshot in controls.clean(x):
             yield judge.control(task, snapshot)

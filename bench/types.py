@@ -198,6 +198,14 @@ class Task:
         metrics.FALLING. The judge's alone."""
         raise NotImplementedError
 
+    def confidence(
+        self, host: nn.Module, victim: nn.Module, utility_host: float, utility_victim: float
+    ) -> tuple[float | None, float | None]:
+        """What a run on this test split can say: log10 p that whoever does not look at the inputs does as well as the
+        host (binomial), and how far the 95% interval of the victim's utility over test examples reaches from it.
+        None: not told. The judge's alone; the networks' utilities on the test split come with them."""
+        return None, None
+
     def build(self, model: Any, seed: int) -> nn.Module:
         """A network (of conf/model) on the device, its start fixed by the seed. ConfigError for one of another task."""
         raise NotImplementedError
@@ -420,7 +428,8 @@ class Row:
     95% interval: how well marked networks are told from unmarked ones; layer_named: the share of marks whose layer is
     named, layer_chance: that of a layer named at random; chance, claim_chance: the probability that a bit of the
     owner's key, of the claim's, matches where nothing was embedded, if it is not one half; threads: of the CPU that
-    made this network (the sums of one training differ with their number, which no hash covers)."""
+    made this network (the sums of one training differ with their number, which no hash covers); tested: examples in the
+    test split; utility_half, log10_p_host: what they can say (Task.confidence); marked: whether the victim verifies."""
 
     run_id: str
     method: str
@@ -463,6 +472,10 @@ class Row:
     chance: float | None = None
     claim_chance: float | None = None
     threads: int | None = None
+    tested: int | None = None
+    utility_half: float | None = None
+    log10_p_host: float | None = None
+    marked: bool | None = None
 
 
 ROW_FIELDS = tuple(f.name for f in fields(Row))

@@ -10,10 +10,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bench import run, stages
 from bench.tasks.restoration import RestorationTask
 from tests.helpers import SIZES, picture, restoration_task, tiny
+
+settings.register_profile("any machine", deadline=None)  # no test asserts a wall time
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -112,7 +112,7 @@ def table(
     # First the columns move together, then knobs are broken into lines, and only then columns go below others.
     ways = [replace(made, gap=gap, room=room) for gap, room in ((2, 24), (1, 24), (1, 12))]
     tables.show(next((way for way in ways if len(tables.layout(way, out.width)[2]) == 1), ways[-1]), out)
-    for line in notes(rows, goal, alpha, own, controls, claim):
+    for line in notes(rows, goal, alpha, own, controls, claim, max_damage):
         out.print(line, style="dim", soft_wrap=False)
 
 
@@ -173,9 +173,11 @@ def notes(
     boundary: float | None,
     controls: dict | None,
     claim: float | None = None,
+    max_damage: float = math.inf,
 ) -> list[str]:
     """What a reader of the table must know beside it."""
     lines = [f"{row.knob}: {row.status}: {row.error}" for row in rows if row.status != "ok"]
+    lines += unsound(rows, goal, max_damage)
     bits = next((row.n_bits for row in rows if row.n_bits), None)
     if bits:
         tests = next((row.tests for row in rows if row.tests), 1)
@@ -197,6 +199,21 @@ def notes(
     if bits and (goal == "forge" or any(row.claim_ber is not None for row in rows)):
         lines += _claims(rows, bits, min(alpha, claim or alpha), tails)
     return lines
+
+
+def unsound(rows: list[Row], goal: str, max_damage: float) -> list[str]:
+    """Why nothing can be said of a run, and what to do about it: a line, or none."""
+    row = next((row for row in rows if row.knob == "none" and row.status == "ok"), None)
+    word = metrics.unsound(asdict(row), goal, max_damage) if row else ""
+    if word == metrics.NO_HOST:
+        name = row.utility_name
+        why = f"the unmarked network's {name}, {row.utility_host:.4g}, is not above a blind guess's: train it longer"
+    elif word == metrics.NO_MARK:
+        why = "the victim does not verify before any attack: raise the epochs or the method's strength"
+    elif word:
+        span = f"±{row.utility_half:.3g}" if row.tested > 1 else "anything"
+        why = f"{row.tested:,} tell the utility to {span} (95%), and max_damage is {max_damage:g}: take more"
+    return [f"{word}: {why}"] if word else []
 
 
 def _claims(rows: list[Row], bits: int, bar: float, tails: int) -> list[str]:

@@ -10,15 +10,27 @@ import numpy as np
 import pandas as pd
 
 from bench import metrics
-from bench.metrics import missing
+from bench.metrics import NO_HOST, NO_MARK, few, missing
 from bench.report.words import BEFORE, CELL, axis
 
 MEANS = ("claim_ber", "utility_victim", "utility_host", "seconds")
 POINT = [*CELL, "knob", "strength", "config_hash", "status"]
 GOALS = ("removal", "overwrite", "forge", "secrecy")
 # What a point is called when its seeds disagree: the worst for the owner comes first.
-WORST = ("FALSE ALARM", "forged", "overwritten", "removed", "ambiguous", "shows", "later claim", "lost")
-WORST += ("not embedded", "destroyed")
+WORST = (
+    "FALSE ALARM",
+    NO_HOST,
+    NO_MARK,
+    few(None),
+    few("bleu"),
+    "forged",
+    "overwritten",
+    "removed",
+    "ambiguous",
+    "shows",
+    "later claim",
+)
+WORST += ("lost", "destroyed")
 
 
 def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:

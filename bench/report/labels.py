@@ -18,11 +18,12 @@ from bench.store.runs import frame
 NUMBERS = ["strength", "n_bits", "ber", "log10_p", "claim_ber", "claim_log10_p", "seconds"]
 NUMBERS += ["utility", "utility_victim", "utility_host", "utility_validation"]
 NUMBERS += ["ber_aligned", "log10_p_aligned", "tests", "chance", "claim_chance"]
+NUMBERS += ["tested", "utility_half", "log10_p_host"]
 # What a verdict is made of (bench.metrics).
 TEXTS = ("method", "attack", "model", "data", "knob", "utility_name", "device", "error", "commit", "align")
 JUDGED = ["status", "knob", "detected", "claim_detected", "goal", "max_damage", "alpha", "utility", "utility_victim"]
 JUDGED += ["random_keys", "false_positives", "ber", "log10_p", "ber_aligned", "log10_p_aligned", "auc_low", "committed"]
-JUDGED += ["utility_name", "chance"]
+JUDGED += ["utility_name", "chance", "tested", "utility_half", "log10_p_host", "marked"]
 # Nodes and values that tell no variants apart. A task's own limit is in verify's, and not in older run files.
 NODES = ("", "cache.", "logger.", "task.max_damage.")
 VALUES = re.compile(
@@ -145,6 +146,10 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     clash = hashes.transform("nunique") > 1
     df.loc[clash, "method_label"] += " #" + df.loc[clash, "config_hash"].str[:6]
     df[NUMBERS] = df[NUMBERS].apply(pd.to_numeric)
+    before = df["knob"].eq("none") & df["status"].eq("ok")
+    victims = df[before].drop_duplicates("run_id").set_index("run_id")
+    # Rows of before they said so themselves.
+    df["marked"] = df["marked"].astype(object).where(df["marked"].notna(), df["run_id"].map(victims["detected"]))
     damages, verdicts, readings, evidence = [], [], [], []
     for values in zip(*(df[name].to_numpy(object) for name in JUDGED), strict=True):
         row = dict(zip(JUDGED, values, strict=True))
@@ -160,8 +165,7 @@ def variants(runs: list[dict]) -> pd.DataFrame:
     df["reading"] = pd.to_numeric(pd.Series([error for error, _ in readings], dtype=object))
     df["how"] = [how for _, how in readings]
     df["evidence"] = pd.to_numeric(pd.Series(evidence, dtype=object))
-    before = df["knob"].eq("none") & df["status"].eq("ok")
-    own = df["run_id"].map(df[before].drop_duplicates("run_id").set_index("run_id")["utility_validation"])
+    own = df["run_id"].map(victims["utility_validation"])
     df["weighed"] = (sign * (own - df["utility_validation"])).where(df["damage"].notna())
     # One control that detects is enough, and the host's row is the one that everybody looks at.
     alarmed = df["run_id"].isin(df.loc[df["verdict"] == "FALSE ALARM", "run_id"])

@@ -7,14 +7,16 @@ import math
 import pandas as pd
 
 from bench import metrics
-from bench.metrics import ALIGNED, INVERTED, LATER
+from bench.metrics import ALIGNED, FEW, INVERTED, LATER, NO_HOST, NO_MARK
 from bench.report.words import BEFORE, CELL, power, unit
 
 ALIVE = ("survived", INVERTED, LATER)
 
 UNSOUND = {
     "INVALID": "the unmarked host verifies under the owner's key, or random keys do",
-    "NO MARK": "the victim did not verify before any attack",
+    NO_HOST: "the unmarked network's utility is not above a blind guess's (binomial, p > 1e-3)",
+    NO_MARK: "the victim did not verify before any attack",
+    FEW: "max_damage is within the 95% interval that so many test examples leave the victim's utility",
 }
 
 
@@ -69,13 +71,19 @@ def _resisted(ok: pd.DataFrame) -> tuple[str, str]:
 
 
 def unsound(df: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """(method label, model, data) of which nothing can be said, and why in a word: INVALID where a control detects, NO
-    MARK where the victim did not verify."""
+    """(method label, model, data) of which nothing can be said, and why in a word: INVALID where a control detects,
+    else that of bench.metrics.unsound."""
     found: dict[tuple[str, str, str], str] = {}
-    for verdict, word in (("not embedded", "NO MARK"), ("FALSE ALARM", "INVALID")):
-        bad = df[df["verdict"] == verdict]
-        found |= dict.fromkeys(zip(bad["method_label"], bad["model"], bad["data"], strict=True), word)
+    for verdict in (FEW, NO_MARK, NO_HOST, "FALSE ALARM"):  # the last counts
+        bad = df[df["verdict"].str.startswith(verdict)]
+        for *place, said in bad[["method_label", "model", "data", "verdict"]].drop_duplicates().itertuples(index=False):
+            found[tuple(place)] = "INVALID" if said == "FALSE ALARM" else said
     return found
+
+
+def why(word: str) -> str:
+    """What a word of `unsound` says."""
+    return UNSOUND[FEW if word.startswith(FEW) else word]
 
 
 def outcomes(df: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +99,9 @@ def outcomes(df: pd.DataFrame) -> pd.DataFrame:
         notes = dict.fromkeys(f"{s}: {e}" for s, e in zip(bad["status"], bad["error"], strict=True))
         text, kind = _outcome(g)
         word = wrong.get((cell["method_label"], cell["model"], cell["data"]))
+        if word and word.startswith(FEW) and not g["verdict"].isin([word]).any():
+            word = None  # a claim, or a look: judged without utilities
         if word == "INVALID" or (word and kind not in ("na", "failed")):
-            text, kind, notes = word, "invalid", {f"{word}: {UNSOUND[word]}": None} | notes
+            text, kind, notes = word, "invalid", {f"{word}: {why(word)}": None} | notes
         out.append({**cell, "text": text, "kind": kind, "reason": "; ".join(notes)})
     return pd.DataFrame(out, columns=[*CELL, "text", "kind", "reason"])

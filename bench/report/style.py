@@ -33,7 +33,7 @@ KINDS = {  # from light to dark, to be read in grey too
     "bad": Kind("removed, overwritten, forged", "#C04F00", "white", "red"),
     "na": Kind("not applicable", "#F2F2F2", "#555555", ""),
     "failed": Kind("failed", "#BBBBBB", "black", "red"),
-    "invalid": Kind("INVALID: a control failed", "#000000", "white", "bold white on red"),
+    "invalid": Kind("nothing can be said", "#000000", "white", "bold white on red"),
 }
 TERMINAL = {"best": "bold"} | {name: kind.terminal for name, kind in KINDS.items()}
 JUDGED = {"held": "good", "failed": "bad", "inconclusive": "warn"}  # verdicts of claims, as kinds

@@ -36,7 +36,9 @@ def summary(df: pd.DataFrame, start: pd.DataFrame, cells: pd.DataFrame, attacks:
         victim, host = begun.get((*at, "none")), begun.get((*at, "host"))
         fidelity = interval(victim.fidelity, victim.fidelity_half, victim.utility_name, "+") if victim else "–"
         said = "–" if host is None or host.verdict == "unmarked" else host.verdict
-        control = Cell(f"ok (BER {host.ber:.2f})" if said == "control" else said, "invalid" if "ALARM" in said else "")
+        control = Cell(
+            f"ok (BER {host.ber:.2f})" if said == "control" else said, "" if said in ("–", "control") else "invalid"
+        )
         if said == "control" and at not in tried:
             why = "no random keys were tried on this mark: verify.keys=0, or no run of it went through"
             control = Cell(control.text + table.note(why))

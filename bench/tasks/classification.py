@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import spec
+from bench import metrics, spec
 from bench.data import images as sets
 from bench.data.source import Data, split_indices
 from bench.errors import ConfigError, checked, within
@@ -125,6 +125,15 @@ class ClassificationTask(Task):
                 good = (logits.argmax(1) == labels.to(device)) & logits.isfinite().all(1)
                 right, total = right + good.sum(), total + len(labels)
         return 100 * float(right) / total
+
+    def confidence(
+        self, host: nn.Module, victim: nn.Module, utility_host: float, utility_victim: float
+    ) -> tuple[float, float]:
+        """Of shares of n images: the binomial tail at the share of the commonest class, Wilson's interval."""
+        labels, index = self.tensors("test")[1:]
+        counts = torch.bincount(labels[index], minlength=self.signature.num_classes)
+        guess, n = 100 * float(counts.max()) / len(index), len(index)
+        return metrics.above(utility_host, guess, n), metrics.room(utility_victim, n)
 
     def build(self, model: base.Network, seed: int) -> nn.Module:
         if model.gives != self.gives:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import metrics
 from bench.data import texts
 from bench.errors import ConfigError, among, checked, within
 from bench.machine import device_of
@@ -193,6 +194,34 @@ class LanguageTask(Task):
         nats, count = self._nats(model, split)
         return math.exp(nats / count)
 
+    def confidence(
+        self, host: nn.Module, victim: nn.Module, utility_host: float, utility_victim: float
+    ) -> tuple[float, float | None]:
+        """Example by example, in nats a token; blind: tokens as often as the owner has them. Of BLEU no interval."""
+        tokens, starts, lengths, _ = self.view("owner").tensors("owner")
+        seen = torch.cat([tokens[a : a + n] for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)])
+        blind = _Prior((torch.bincount(seen, minlength=self.entry["vocabulary"]) + 1).double().log().float())
+        parts = [self._each(model) for model in (host, victim, blind.to(self.device))]
+        found, half = metrics.paired(lambda p: p[..., 0] / p[..., 1], *parts, sign=-1)
+        if self.config.metric == "bleu":
+            return found, None
+        return found, half * float(parts[0][:, 1].sum()) / math.log(2) / self._bytes("test")
+
+    def _each(self, model: nn.Module) -> Tensor:
+        """(nats, tokens asked) of each example of the test split, float64 [N, 2] on the CPU."""
+        model.eval()
+        device, found = device_of(model), []
+        with torch.inference_mode():
+            for tokens, labels in self.batches("test", self.config.eval_batch):
+                logits = model(tokens.to(device)).float()
+                logits = torch.where(logits.isfinite().all(1, keepdim=True), logits, 0.0)
+                nats = functional.cross_entropy(logits, labels.to(device), reduction="none").double().cpu()
+                counts = (tokens >= 0).sum(1).cpu()
+                which = torch.arange(len(counts)).repeat_interleave(counts)
+                sums = torch.zeros(len(counts), dtype=torch.float64).index_add(0, which, nats)
+                found.append(torch.stack([sums, counts.double()], 1))
+        return torch.cat(found)
+
     def _bytes(self, split: str) -> int:
         found = texts.resident(self.entry, torch.device("cpu"))
         return int(found.bytes[found.split == texts.SPLITS.index(split)].sum())
@@ -273,3 +302,14 @@ class LanguageTask(Task):
         if model.gives != self.gives:
             raise ConfigError(f"model {model.title} gives {model.gives}: task=language takes model=gpt, gpt2")
         return model.build(self.signature, seed).to(self.device)
+
+
+class _Prior(nn.Module):
+    """What is known without looking: the same logits [V] wherever it is asked."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.logits.expand(int((tokens >= 0).sum()), -1)

@@ -214,6 +214,20 @@ class RestorationTask(Task):
         target = torch.cat([clean.cpu() for _, clean in self.batches(split, self.config.eval_batch)])
         return metrics.similarity(target, self._outputs(model, split), self.config.metric)
 
+    def confidence(
+        self, host: nn.Module, victim: nn.Module, utility_host: float, utility_victim: float
+    ) -> tuple[float, float]:
+        """Tile by tile; blind: the inputs as they are."""
+        target = torch.cat([clean.cpu() for _, clean in self.batches("test", self.config.eval_batch)])
+        given = [self._outputs(m, "test") for m in (host, victim)]
+        given.append(torch.cat([degraded.cpu() for degraded, _ in self.batches("test", self.config.eval_batch)]))
+        if self.config.metric == "psnr":
+            parts = [(target.double() - g.double()).square().mean((1, 2, 3)) for g in given]
+        else:
+            parts = [torch.tensor(metrics.similarities(target, g), dtype=torch.float64) for g in given]
+        parts = [torch.stack([part, torch.ones_like(part)], 1) for part in parts]
+        return metrics.paired(_decibels if self.config.metric == "psnr" else _mean, *parts, sign=1)
+
     def answers(self, model: nn.Module) -> Tensor:
         """Float [N, 3, P, P], rounded, on the task's device."""
         return self._outputs(model, self.asks).to(self.device, torch.float32)
@@ -241,3 +255,13 @@ class RestorationTask(Task):
             raise ConfigError(f"task.patch={self.config.patch}: {model.title} takes multiples of {model.multiple}")
         io = base.Signature(0, self.config.patch, (127.5,) * 3, (127.5,) * 3)
         return base.to_device(model.build(io, seed), self.device)
+
+
+def _mean(parts: Tensor) -> Tensor:
+    """Of [..., 2], sums and counts."""
+    return parts[..., 0] / parts[..., 1]
+
+
+def _decibels(parts: Tensor) -> Tensor:
+    """PSNR of sums of tiles' mean squared errors, and counts, [..., 2]; at most metrics.BEST."""
+    return (10 * (255**2 / _mean(parts)).log10()).clamp(max=metrics.BEST)

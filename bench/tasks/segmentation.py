@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import metrics
 from bench.data import masks as sets
 from bench.data.masks import VOID, Masked
 from bench.data.source import Data
@@ -164,11 +165,22 @@ class SegmentationTask(Task):
     def scores(self, model: nn.Module, split: str = "test") -> dict[str, float]:
         """Both utilities by name."""
         counts = confusion(self, model, split).double()
-        right, truth = counts.diagonal(), counts.sum(1)
-        union = truth + counts[:, : self.classes].sum(0) - right
+        return {name: float(value) for name, value in self._scored(counts).items()}
+
+    def _scored(self, counts: Tensor) -> dict[str, Tensor]:
+        """Both utilities [...] of counts of pixels [..., C, C + 1]; 0 where there is nothing but void."""
+        right, truth = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1)
+        union = truth + counts[..., : self.classes].sum(-2) - right
         there = truth > 0
-        miou = (right[there] / union[there]).mean()
-        return {"miou": 100 * float(miou), "pixels": 100 * float(right.sum() / truth.sum())}
+        iou = torch.where(there, right / union.clamp_min(1), 0.0).sum(-1) / there.sum(-1).clamp_min(1)
+        return {"miou": 100 * iou, "pixels": 100 * right.sum(-1) / truth.sum(-1).clamp_min(1)}
+
+    def confidence(
+        self, host: nn.Module, victim: nn.Module, utility_host: float, utility_victim: float
+    ) -> tuple[float, float]:
+        """Picture by picture; blind: `Prior`."""
+        counts = [confusion(self, m, "test", each=True).double().cpu() for m in (host, victim, Prior(self))]
+        return metrics.paired(lambda c: self._scored(c)[self.config.metric], *counts, sign=1)
 
     def build(self, model: base.Network, seed: int) -> nn.Module:
         if model.gives != self.gives:
@@ -198,17 +210,22 @@ class SegmentationTask(Task):
         return pictures[taken], masks[taken]
 
 
-def confusion(task: SegmentationTask, model: nn.Module, split: str) -> Tensor:
-    """Pixels [C, C + 1] by class and by what a network calls them; last, what it gives that is no number."""
+def confusion(task: SegmentationTask, model: nn.Module, split: str, each: bool = False) -> Tensor:
+    """Pixels [C, C + 1] by class and by what a network calls them; last, what it gives that is no number. each: of
+    every picture [N, C, C + 1]."""
     model.eval()
     device, n = device_of(model), task.classes
-    counts = torch.zeros(n * (n + 1), dtype=torch.int64, device=device)
+    found = []
     with torch.inference_mode():
         for pictures, masks in task.batches(split, task.config.eval_batch):
             logits, masks = model(pictures.to(device)), masks.to(device).long()
             given = torch.where(logits.isfinite().all(1), logits.argmax(1), n)
-            counts += torch.bincount((masks * (n + 1) + given)[masks != VOID], minlength=n * (n + 1))
-    return counts.view(n, n + 1)
+            places = masks * (n + 1) + given
+            which = torch.arange(len(masks), device=device).view(-1, 1, 1) * (n * (n + 1)) * each
+            kinds = n * (n + 1) * (len(masks) if each else 1)
+            counts = torch.bincount((places + which)[masks != VOID], minlength=kinds).view(-1, n, n + 1)
+            found.append(counts if each else counts[0])
+    return torch.cat(found) if each else torch.stack(found).sum(0)
 
 
 class Prior(nn.Module):

@@ -202,7 +202,7 @@ def row(**values):
         ("removal", {"status": "skipped"}, "skipped"),
         ("removal", {"knob": "host", "detected": False}, "control"),
         ("forge", {"knob": "host", "detected": True}, "FALSE ALARM"),
-        ("removal", {"knob": "none", "detected": False}, "not embedded"),
+        ("removal", {"knob": "none", "detected": False}, "NO MARK"),
         ("overwrite", {"claim_detected": True}, "ambiguous"),
         ("overwrite", {"claim_detected": True, "committed": True}, "later claim"),
         ("overwrite", {"claim_detected": True, "committed": True, "detected": False}, "overwritten"),
@@ -215,7 +215,20 @@ def row(**values):
         ("secrecy", {"auc": 0.6, "auc_low": 0.45}, "hidden"),
         ("secrecy", {"auc": 0.2, "auc_low": 0.1}, "hidden"),
         ("secrecy", {"knob": "none", "auc_low": np.nan}, "survived"),
-        ("secrecy", {"knob": "none", "detected": False}, "not embedded"),
+        ("secrecy", {"knob": "none", "detected": False}, "NO MARK"),
+        ("removal", {"marked": False, "detected": False}, "NO MARK"),
+        ("forge", {"marked": False, "claim_detected": True}, "NO MARK"),
+        ("removal", {"log10_p_host": -2.9}, "NO HOST"),
+        ("removal", {"log10_p_host": -3.1}, "survived"),
+        ("removal", {"log10_p_host": -0.3, "marked": False}, "NO HOST"),
+        ("removal", {"log10_p_host": -0.3, "knob": "host", "detected": False}, "NO HOST"),
+        ("removal", {"log10_p_host": -0.3, "knob": "host", "detected": True}, "FALSE ALARM"),
+        ("removal", {"tested": 6, "utility_half": 39.0}, "TOO FEW TEST IMAGES"),
+        ("removal", {"tested": 6, "utility_half": 39.0, "knob": "host", "detected": False}, "control"),
+        ("removal", {"tested": 9, "utility_half": 9.0, "utility_name": "bits/byte"}, "TOO FEW TEST TEXTS"),
+        ("removal", {"tested": 359, "utility_half": 4.9}, "survived"),
+        ("forge", {"tested": 6, "utility_half": 39.0, "claim_detected": True}, "forged"),
+        ("secrecy", {"tested": 6, "utility_half": 39.0, "auc_low": 0.4}, "hidden"),
     ],
 )
 def test_verdicts(goal, values, expected):
@@ -229,3 +242,52 @@ def test_a_clean_surrogate_that_verifies_fails_the_run():
     assert metrics.is_control("host")
     assert not metrics.is_control("none")
     assert not metrics.is_control("cleaning")
+
+
+@pytest.mark.parametrize(
+    ("utility", "count", "word"),
+    [
+        (99.16, 359, ""),  # digits, as the first table of the README has it
+        (70.0, 359, ""),
+        (60.0, 359, "TOO FEW TEST IMAGES"),
+        (48.1, 1000, ""),  # results/reference
+        (100.0, 72, "TOO FEW TEST IMAGES"),
+        (100.0, 73, ""),
+        (50.0, 384, ""),  # whatever the network is worth
+        (50.0, 370, "TOO FEW TEST IMAGES"),
+    ],
+)
+def test_how_many_test_images_five_points_take(utility, count, word):
+    found = {"knob": "ratio", "detected": True, "tested": count, "utility_half": metrics.room(utility, count)}
+    assert metrics.unsound(found, "removal", 5.0) == word
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "worth"), [(17, 100, False), (21, 100, True), (90, 900, False), (3, 3, True)]
+)
+def test_a_host_at_chance_is_none(hits, count, worth):
+    """Ten classes; the probability summed by hand."""
+    by_hand = math.log10(sum(math.comb(count, k) * 0.1**k * 0.9 ** (count - k) for k in range(hits, count + 1)))
+    found = metrics.above(100 * hits / count, 10.0, count)
+    assert found == pytest.approx(by_hand, abs=1e-6)
+    row = {"knob": "ratio", "detected": True, "log10_p_host": found}
+    assert (metrics.unsound(row, "removal", 5.0) == "") == worth
+
+
+def test_utilities_that_are_no_shares_are_compared_example_by_example():
+    rng = np.random.default_rng(0)
+    hard = rng.lognormal(0, 2, 400)  # examples differ by orders of magnitude, networks by a hundredth
+    host, victim = (torch.tensor(np.stack([hard * (1 + 0.01 * rng.normal(size=400)), np.ones(400)], 1)) for _ in "hv")
+
+    def mean(parts):
+        return parts[..., 0] / parts[..., 1]
+
+    log10_p, half = metrics.paired(mean, host, victim, 2 * host, -1)
+    by_hand = (victim - host)[:, 0].numpy()
+    assert half == pytest.approx(metrics.Z95 * by_hand.std(ddof=1) / math.sqrt(400), rel=1e-9)
+    assert half < 0.1 * metrics.Z95 * hard.std() / math.sqrt(400)
+    # Twice the sum, but the count too: the blind guess is as good, example by example.
+    assert log10_p == pytest.approx(0, abs=1e-9)
+    blind = torch.stack([2 * host[:, 0], host[:, 1]], 1)
+    assert metrics.paired(mean, host, victim, blind, -1)[0] == pytest.approx(-400 * math.log10(2))
+    assert metrics.paired(mean, host, victim, blind, 1)[0] == pytest.approx(0, abs=1e-9)

@@ -191,7 +191,10 @@ def _points(content: Content, anchors: Anchors) -> str:
         row += [num(damage, None if missing(p.damage) else round(p.damage, digits + 3))]
         judged = p.attack != "none" and p.status == "ok"
         word = content.unsound.get((p.method_label, p.model, p.data)) if judged else None
-        row += [td(f"{p.verdict} ({word})" if word else p.verdict), td(p.reason, kind="text") if p.reason else td("")]
+        row += [
+            td(f"{p.verdict} ({word})" if word and word not in p.verdict else p.verdict),
+            td(p.reason, kind="text") if p.reason else td(""),
+        ]
         rows.append([*row, td("runs", kind="link", href=at) if at else td("")])
     head = ["attack", "method", *(["model", "data"] * several), "knob", "strength", "seeds", "BER", "log10 p"]
     head += ["claim BER", "utility", "damage", "verdict", "reason", "provenance"]

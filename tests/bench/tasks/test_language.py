@@ -166,3 +166,18 @@ def test_classifiers_are_refused(results):
     with pytest.raises(ConfigError, match="task=language takes model=gpt, gpt2"):
         task.build(spec.build(config("model=resnet18").model, "model"), 0)
     assert task.head(task.build(language(results)[1], 0)) is None
+
+
+def test_a_host_is_one_that_beats_how_often_tokens_are(results):
+    task, _ = language(results)
+    n, uniform = task.size("test"), Uniform(task.entry["vocabulary"])
+    log10_p, half = task.confidence(uniform, uniform, 0.0, 0.0)
+    assert (log10_p, half) == pytest.approx((0, 0), abs=1e-9)
+    nats, tokens = task._nats(uniform, "test")
+    assert task._each(uniform).sum(0).tolist() == pytest.approx([nats, tokens])
+    shift = nn.Module()
+    shift.forward = lambda tokens: uniform(tokens) + torch.arange(uniform.tokens) * 0.01
+    shift.here = uniform.here
+    _, half = task.confidence(uniform, shift, 0.0, 0.0)
+    assert 0 < half < 1
+    assert n == len(task._each(uniform))

@@ -71,6 +71,22 @@ def identity_model(value=lambda x: x.float()) -> torch.nn.Module:
     return Net()
 
 
+@pytest.mark.parametrize("metric", ["psnr", "ssim"])
+def test_a_host_is_one_that_leaves_fewer_errors_than_there_were(picture_folder, results, metric):
+    one = restoration_task(picture_folder, results, f"task.metric={metric}")
+    n, same, black = one.size("test"), identity_model(), identity_model(torch.zeros_like)
+    assert one.confidence(same, same, 0.0, 0.0) == pytest.approx(
+        (0, 0), abs=1e-9
+    )  # no better than doing nothing, on no tile
+    log10_p, half = one.confidence(black, same, 0.0, 0.0)
+    assert log10_p > -3
+    assert 0 < half < 100
+    blurred = identity_model(lambda x: torch.nn.functional.avg_pool2d(x.float(), 3, 1, 1, count_include_pad=False))
+    log10_p, half = one.confidence(blurred, blurred, 0.0, 0.0)
+    assert -n * math.log10(2) <= log10_p < -3
+    assert half == 0
+
+
 def test_psnr_is_that_of_all_tiles_and_ssim_their_mean(picture_folder, results, opened):
     degraded, clean = (torch.cat(x).double() for x in zip(*opened.batches("test", 64), strict=True))
     expected = 10 * math.log10(255**2 / (degraded - clean).square().mean().item())

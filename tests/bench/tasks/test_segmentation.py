@@ -101,6 +101,33 @@ def test_the_prior_is_the_most_frequent_class_at_each_position(opened):
     assert 0 < opened.utility(Prior(opened)) < 15  # background alone is right for a good part
 
 
+def test_a_host_is_one_that_beats_the_guess_by_position_on_most_pictures(opened):
+    index = opened.index["test"]
+    sure = {p.numpy().tobytes(): told(m[None], 11)[0].float() for p, m in zip(*_test_pairs(opened), strict=True)}
+
+    class Knows(nn.Module):
+        def forward(self, images):
+            return torch.stack([sure[picture.numpy().tobytes()] for picture in images])
+
+    n, prior = len(index), Prior(opened)
+    log10_p, half = opened.confidence(Knows(), Knows(), 100.0, 100.0)
+    assert (log10_p, half) == (pytest.approx(-n * math.log10(2)), 0)
+    log10_p, half = opened.confidence(prior, Knows(), opened.utility(prior), 100.0)
+    assert log10_p == pytest.approx(0, abs=1e-9)
+    # The jackknife of mean IoU by hand: the score without each picture, from its own confusion matrix.
+    each = []
+    for i in range(n):
+        rest = replace(opened, index={**opened.index, "test": torch.cat([index[:i], index[i + 1 :]])})
+        each.append(rest.utility(Knows()) - rest.utility(prior))
+    spread = torch.tensor(each, dtype=torch.float64)
+    by_hand = 1.959964 * math.sqrt((n - 1) / n * float((spread - spread.mean()).square().sum()))
+    assert half == pytest.approx(by_hand, rel=1e-4)
+
+
+def _test_pairs(task):
+    return [torch.cat(parts) for parts in zip(*task.batches("test", 64), strict=True)]
+
+
 # Losses
 
 
