@@ -16,6 +16,7 @@ from bench.errors import UserError
 from bench.store import compact, parquet
 from bench.store.files import write_json
 from bench.store.runs import read_run, read_runs
+from bench.types import ROW_LATER
 from tests.fake_runs import call, no_figures, plausible, point, run, save
 from tests.helpers import tiny
 
@@ -315,7 +316,7 @@ def test_runs_of_files_have_in_common_what_is_the_same(folder):
 
 
 def test_files_from_before_a_field_was_there_hold_none_of_it(tmp_path):
-    later = ("auc", "auc_low", "auc_high", "layer_named", "layer_chance", "chance", "claim_chance")
+    later = ROW_LATER[ROW_LATER.index("auc") :]
     now = save(tmp_path / "now", [run("uchida", "prune", 0, [point()])]) / "runs"
     old = run("uchida", "prune", 0, [point()])
     old["rows"] = [{name: value for name, value in row.items() if name not in later} for row in old["rows"]]
