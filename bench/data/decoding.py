@@ -15,6 +15,7 @@ from torch import Tensor
 from bench import machine
 from bench.errors import ConfigError, UserError
 
+NAMED = 10  # files in an error: of more the number
 # Pillow has readers that start other programs (EPS): those of IMAGE_FILES, whatever a file is called.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 
@@ -69,16 +70,16 @@ def read_all(reads: list[Callable[[], bytes]], names: list[str], size: int | Non
     turned as their EXIF says; grey of 16 bits is scaled to 8; what shines through a transparent one is its own colour;
     of several frames the first counts.
 
-    Raises UserError for one that cannot be read.
+    Raises UserError that names those that cannot be read: all are looked at first.
     """
     from PIL import Image, ImageOps
 
-    def one(item: tuple[Callable[[], bytes], str]) -> np.ndarray:
+    def one(item: tuple[Callable[[], bytes], str]) -> np.ndarray | str:
         read, name = item
         try:
             image = _rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(read()), formats=FORMATS)))
         except Exception as error:
-            raise UserError(f"{name} is not a readable image: {' '.join(str(error).split())}") from error
+            return f"{name} is not a readable image: {' '.join(str(error).split())}"
         if size is not None and image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         return np.asarray(image)
@@ -86,7 +87,13 @@ def read_all(reads: list[Callable[[], bytes]], names: list[str], size: int | Non
     if size is not None:
         machine.afford(3 * len(reads) * size**2, f"{len(reads):,} images of {size} pixels", "data.image_size")
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(one, zip(reads, names, strict=True)))
+        found = list(pool.map(one, zip(reads, names, strict=True)))
+    broken = [i for i, image in enumerate(found) if isinstance(image, str)]
+    if not broken:
+        return found
+    others = [names[i] for i in broken[1:NAMED]]
+    more = [f"{len(broken) - NAMED:,} more"] if len(broken) > NAMED else []
+    raise UserError(f"{found[broken[0]]}{'; nor are ' if others else ''}{', '.join([*others, *more])}")
 
 
 def decode_all(reads: list[Callable[[], bytes]], names: list[str], size: int | None) -> Tensor:

@@ -65,9 +65,11 @@ class ImageFolder(Data):
     def _files(self, root: Path) -> tuple[list[Path], list[str]]:
         """Images, and the classes that their folders name."""
         found = {p.name: _images(p) for p in _folders(root)}
-        if len(found) < 2 or not any(found.values()):
-            has = f"; one class, {next(iter(found))!r}, is no choice" if len(found) == 1 else ""
-            raise ConfigError(f"{root} holds no class folders with images ({', '.join(IMAGE_FILES)}){has}")
+        if len(found) == 1 and any(found.values()):
+            alone = f"one class folder, {next(iter(found))!r}"
+            raise ConfigError(f"{root} holds {alone}: whatever a network says is right; a folder a class, two at least")
+        if not any(found.values()):
+            raise ConfigError(f"{root} holds no class folders with images ({', '.join(IMAGE_FILES)})")
         if empty := [name for name, files in found.items() if not files]:
             raise ConfigError(f"{root / empty[0]} holds no images ({', '.join(IMAGE_FILES)}): remove the folder")
         return [p for files in found.values() for p in files], [*found]
@@ -181,8 +183,8 @@ class Parquet(Data):
         image = self._image_column(schema)
         label = self._pick(schema, "label_column", ["label", "labels", "fine_label", "target", "class"])
         images, values = part(train_files)
-        classes = _class_names(schema, label) or _values(values)
-        index = _label_index(values, classes, label)
+        classes = _class_names(schema, label) or values_of(values)
+        index = label_index(values, classes, label)
         if not test_files:
             return hold_out(images, index(values), classes, 0.2)
         test_images, test_values = part(test_files)
@@ -221,12 +223,12 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
         return None
 
 
-def _values(labels: list) -> list[str]:
-    """The labels that there are, in order; what is none of them is for `_label_index` to refuse."""
+def values_of(labels: list) -> list[str]:
+    """The labels that there are, in order; what is none of them is for `label_index` to refuse."""
     return list(map(str, sorted({v for v in labels if isinstance(v, (int, str))}, key=lambda v: (str(type(v)), v))))
 
 
-def _label_index(values: list, classes: list[str], label: str) -> Callable[[list], Tensor]:
+def label_index(values: list, classes: list[str], label: str) -> Callable[[list], Tensor]:
     """Labels to int64: as they are where they already index the names, else by name."""
     strange = next((v for v in values if v is None or isinstance(v, (list, dict))), 0)
     if strange != 0:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.data.source import Data, shuffled, told
+from bench.data.source import Data, counts, shuffled, told
 from bench.progress import Say, silent
 from bench.store.cache import Cache, Entry, cached
 
@@ -44,8 +44,13 @@ class Images:
 def open_images(data: Data, cache: str | Path | Cache, say: Say = silent) -> Images:
     """Decode a source into the cache, or find it there. Raises UserError or ConfigError for what the files lack."""
 
+    each = ""
+
     def build(folder: Path) -> dict[str, Any]:
+        nonlocal each
         decoded = data.decode()
+        if data.counted:
+            each = counts(torch.cat([decoded.train_labels, decoded.test_labels]), decoded.classes)
         tensors = {name: value for name, value in vars(decoded).items() if name != "classes"}
         save_file(tensors, folder / "images.safetensors")
         mean, std = channels(decoded.train)
@@ -54,8 +59,8 @@ def open_images(data: Data, cache: str | Path | Cache, say: Say = silent) -> Ima
 
     entry = cached(cache, "data", data.source(), build, say)
     if entry.built:
-        counts = f"{entry['train']:,} + {entry['test']:,} images of {len(entry['classes'])} classes"
-        say(f"data: decoded {counts}, {data.name}{told(data.ignored())}")
+        found = f"{entry['train']:,} + {entry['test']:,} images of {len(entry['classes'])} classes{each}"
+        say(f"data: decoded {found}, {data.name}{told(data.ignored())}")
     return Images(data, entry)
 
 

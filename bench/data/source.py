@@ -54,6 +54,8 @@ class Data:
         *("train", "test", "image_column", "label_column"),
     )
 
+    counted: ClassVar[bool] = False  # whether images are counted by class when they are decoded
+
     def __post_init__(self) -> None:
         checked(self, "data")
 
@@ -108,6 +110,15 @@ def told(ignored: list[Path]) -> str:
             more = ", ..." if len(names) > 3 else ""
             parts.append(f"{len(found):,} {what}{'s' * (len(found) > 1)} ({', '.join(names[:3])}{more})")
     return f"; ignored: {', '.join(parts)}"
+
+
+def counts(labels: Tensor, classes: list[str]) -> str:
+    """Images of each class: (cat 40, dog 30), or of many (30, owl, to 40, cat, each)."""
+    found = torch.bincount(labels, minlength=len(classes)).tolist()
+    if len(classes) <= 8:
+        return f" ({', '.join(f'{name} {n:,}' for name, n in zip(classes, found, strict=True))})"
+    low, high = min(found), max(found)
+    return f" ({low:,}, {classes[found.index(low)]}, to {high:,}, {classes[found.index(high)]}, each)"
 
 
 def existing(path: str, key: str) -> Path:

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 COMMITTED = [GOLDEN.parents[2] / "results" / name for name in ("reference", "neuralmark_2025_small", "zhang_2021")]
 GROUPS = ("method", "attack", "train", "model", "data")
 NEEDED = {"timm": ["model.name=test_resnet"], "torchvision": ["model.name=googlenet"]}
-NEEDED |= {name: ["data.path=somewhere"] for name in ("parquet", "imagefolder", "camvid", "text")}
+NEEDED |= {name: ["data.path=somewhere"] for name in ("parquet", "imagefolder", "csv", "camvid", "text")}
 NEEDED |= {"smp": ["model.name=fpn"], "torchvision_segmentation": ["model.name=fcn_resnet50"]}
 NEEDED |= {"gpt2": ["model.name=gpt2"]}
 SMALL = ("device=cpu", "model=timm", "model.name=test_resnet", "train.epochs=6")

@@ -99,7 +99,7 @@ def test_one_class_and_empty_ones_are_refused(tmp_path, names):
     root = folders(tmp_path / "a", names[:1])
     for name in names[1:]:
         (root / name).mkdir()
-    with pytest.raises(ConfigError, match="one class, 'cat'" if len(names) == 1 else "empty holds no images"):
+    with pytest.raises(ConfigError, match="one class folder, 'cat'" if len(names) == 1 else "empty holds no images"):
         opened("imagefolder", root, tmp_path / "c")
 
 
