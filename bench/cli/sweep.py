@@ -16,7 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from bench.errors import framed
-from bench.store.files import write_json
+from bench.store.files import swept, write_json
 
 JOBS = "BENCH_JOBS"  # tells a sweep's jobs how many they are
 
@@ -57,6 +57,8 @@ class Sweep(Callback):
         together then need different marks, where one attack after another on the same mark would all wait for
         whoever trains it."""
         hydra = config.hydra
+        for left in Path(hydra.sweep.dir).parent.glob("*/"):  # of sweeps that were killed: nobody writes there again
+            swept(left)
         if not hydra.sweeper._target_.endswith(".BasicSweeper"):
             return
         # As the sweeper joins them; a key keeps its first place, and its last value wins.

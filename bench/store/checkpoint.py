@@ -6,6 +6,7 @@ Which of them are there decides only how much is done again. Only safetensors an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ class Checkpoint:
             with safe_open(self.file, "pt") as file:
                 said = json.loads(file.metadata()["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if said.pop("sha256") != _sum(tensors, said):
+                raise ValueError("checksum differs")
             states = [{**_under(tensors, str(i)), **plain} for i, plain in enumerate(said["plain"])]
             known = optimizer.state_dict()
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -85,11 +88,21 @@ class Checkpoint:
         steps = {i: _split(s, f"optimizer/{i}", tensors) for i, s in optimizer.state_dict()["state"].items()}
         seconds = self.spent + time.monotonic() - self.started
         said = {"epoch": epoch, "seconds": seconds, "plain": plain, "optimizer": steps}
+        said = json.loads(json.dumps(said))  # numbers of parameters as they will be read, as text
         try:
             with published(self.file) as aside:
-                save_file(tensors, aside, {"training": json.dumps(said)})
+                save_file(tensors, aside, {"training": json.dumps(said | {"sha256": _sum(tensors, said)})})
         except (OSError, SafetensorError) as error:
             self.say(f"no checkpoint: cannot write {self.file}: {error}")
+
+
+def _sum(tensors: dict[str, Tensor], said: dict[str, Any]) -> str:
+    """SHA-256 of all that a file holds: safetensors has none of its own."""
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _split(values: dict[str, Any], under: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

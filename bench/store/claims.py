@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import spec
 from bench.errors import UserError
 from bench.store.files import write_json
 
@@ -24,14 +25,24 @@ def read(path: Path) -> list[dict[str, Any]] | None:
     Raises UserError for a file that is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes())
         if not isinstance(found, list):
             raise TypeError("not a list")
-        return [{name: item[name] for name in COLUMNS} for item in ({"published": ""} | item for item in found)]
+        return [_entry({"published": ""} | item) for item in found]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no claims ({type(error).__name__}: {error}); delete it") from error
+
+
+def _entry(item: dict[str, Any]) -> dict[str, Any]:
+    """An entry as it was written. Those of before there was a check have none."""
+    entry = {name: item[name] for name in COLUMNS}
+    if odd := item.keys() - {*COLUMNS, "check"}:
+        raise ValueError(f"it has an entry {min(odd)!r}")
+    if "check" in item and item["check"] != spec.digest(entry):
+        raise ValueError("checksum differs")
+    return entry
 
 
 def settings(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -61,7 +72,7 @@ def remember(path: Path, new: dict[str, Any]) -> list[dict[str, Any]]:
     with locked(path):
         entries = [item for item in read(path) or [] if identity(item) != identity(new)] + [new]
         entries.sort(key=identity)
-        write_json(path, entries)
+        write_json(path, [item | {"check": spec.digest(item)} for item in entries])
     return entries
 
 

@@ -25,7 +25,7 @@ def published(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        _swept(path.parent)
+        swept(path.parent)
         yield aside
         os.replace(aside, path)
     finally:
@@ -34,7 +34,7 @@ def published(path: Path) -> Iterator[Path]:
 
 
 @lru_cache(maxsize=1024)
-def _swept(folder: Path) -> None:
+def swept(folder: Path) -> None:
     """Once in a process, remove what killed writers left in a folder a day ago or before."""
     for left in folder.glob(".*.????????.tmp"):
         with contextlib.suppress(OSError):

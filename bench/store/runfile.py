@@ -1,7 +1,11 @@
-"""Run files: one small JSON per run, {config, env, command, controls, rows}."""
+"""Run files: one small JSON per run, {config, env, command, controls, rows, check}.
+
+The check at its end is SHA-256 of every byte before it. Files of before there was one are read without.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, fields
 from operator import itemgetter
@@ -9,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.store.files import write_json
+from bench.store.files import as_json, write_text
 from bench.types import ROW_FIELDS, ROW_LATER, Row
 
 GATHERED = "runs.parquet"  # many of them in one: bench.store.parquet
@@ -17,6 +21,8 @@ FIELDS = frozenset(ROW_FIELDS) - frozenset(ROW_LATER)
 LATER = dict.fromkeys(ROW_LATER)
 VALUES = itemgetter(*ROW_FIELDS)
 BEFORE = dict.fromkeys(("config", "env", "command", "controls"))  # some files are from before there were all of them
+KNOWN = {*BEFORE, "rows", "outputs", "expected"}
+CHECK = ',\n "check": "'
 CONTROLS = ("random_keys", "false_positives")
 COLUMNS = [*ROW_FIELDS, "goal", "max_damage", "alpha", *CONTROLS]
 
@@ -41,7 +47,8 @@ def write_run(
     (bench.store.expected), where its experiment names any."""
     more = ({} if outputs is None else {"outputs": outputs}) | ({"expected": expected} if expected else {})
     blocks = {"config": config, "env": env, "command": command, "controls": controls, **more}
-    write_json(path, {**blocks, "rows": [asdict(row) for row in rows]})
+    text = as_json({**blocks, "rows": [asdict(row) for row in rows]}).removesuffix("\n}\n")
+    write_text(path, f'{text}{CHECK}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n')
 
 
 def read_loose(path: str | Path) -> dict[str, Any]:
@@ -56,6 +63,13 @@ def read_loose(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read now ({error.strerror}); it may be whole") from error
     try:
         run = BEFORE | json.loads(content, parse_constant=_constant)
+        if (check := run.pop("check", None)) is not None:
+            text = content.rpartition(CHECK.encode())[0]
+            if hashlib.sha256(text).hexdigest() != check:
+                raise ValueError("checksum differs: it was changed after it was written")
+        # What changed may be the name of that entry.
+        if any(isinstance(run[name], str) and len(run[name]) == 64 for name in run.keys() - KNOWN):
+            raise ValueError("its checksum is called otherwise")
         for row in run["rows"]:
             if missing := FIELDS - row.keys():
                 raise KeyError(", ".join(sorted(missing)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 
@@ -14,31 +13,7 @@ from bench.store.compact import compact
 from bench.store.runfile import BrokenRun, read_loose
 from bench.store.runs import load, read_runs
 from tests.fake_runs import run
-
-
-def nodes(value, at=()):
-    yield at
-    if isinstance(value, (dict, list)):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from nodes(value[key], (*at, key))
-
-
-def changed(made: dict, rng: np.random.Generator) -> dict:
-    """A run file in which one thing is another: gone, of another type, beyond its range."""
-    odd = copy.deepcopy(made)
-    places = [at for at in nodes(odd) if at]
-    *path, last = places[rng.integers(len(places))]
-    node = odd
-    for key in path:
-        node = node[key]
-    other = [None, "text", -1, 1e300, True, [], {}, [1], {"a": 1}, float("nan")]
-    choice = int(rng.integers(len(other) + 1))
-    if choice == len(other):
-        del node[last]
-    else:
-        node[last] = other[choice]
-    return odd
-
+from tests.odd import changed
 
 POINTS = [{"knob": "ratio", "strength": s, "ber": b, "utility": 97.0} for s, b in ((0.3, 0.0), (0.6, 0.4))]
 
@@ -107,3 +82,23 @@ def test_every_flipped_byte_of_a_compacted_page_is_found(tmp_path):
     file.write_bytes(content)
     assert len(load(tmp_path)) == 6 * 4
     assert os.listdir(tmp_path)
+
+
+def test_every_flipped_bit_of_a_run_file_is_found(tmp_path):
+    from bench.store.runfile import write_run
+    from bench.types import Row
+
+    made, path, rng = run("uchida", "prune", 0, POINTS), tmp_path / "a.json", np.random.default_rng(0)
+    rows = [Row(**row) for row in made["rows"]]
+    write_run(path, made["config"], made["env"], made["command"], made["controls"], rows)
+    before, content = read_loose(path), path.read_bytes()
+    name = content.rindex(b'"check"')
+    for at in [*rng.permutation(len(content))[:200], *range(name, name + 7)]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << int(rng.integers(8)))]) + content[at + 1 :])
+        with pytest.raises(BrokenRun):
+            read_loose(path)
+    path.write_bytes(content.replace(b'"ber": 0.4', b'"ber": 0.1'))
+    with pytest.raises(BrokenRun, match="checksum differs: it was changed after it was written"):
+        read_loose(path)
+    path.write_bytes(content)
+    assert read_loose(path) == before == made
