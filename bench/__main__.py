@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.cli import usage
+from bench.cli.help import help_text
 from bench.errors import ConfigError
 
 
@@ -27,4 +28,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(usage.answer(sys.argv[1:], usage.help_text, run))
+    sys.exit(usage.answer(sys.argv[1:], lambda: help_text(sys.argv[1:]), run))

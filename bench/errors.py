@@ -159,7 +159,7 @@ def framed(work: Callable[[], int], kept: str = "", debug: str = "") -> int:
         complain(f"error: {error}")
         code = error.code
     except KeyboardInterrupt:
-        complain(f"interrupted: finished {kept} are kept, the same command goes on" if kept else "interrupted")
+        complain(f"interrupted: {kept}; the same command goes on" if kept else "interrupted")
         code = 130
     except SystemExit as stop:
         if isinstance(stop.code, str):

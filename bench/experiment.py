@@ -35,7 +35,7 @@ class Verify:
     align: `committed`, a suspect that does not verify has its channels put back by the copy that the owner committed
     together with the key (bench.models.align), and is read again; `none`."""
 
-    alpha: float = within(0, 1, ends="()")
+    alpha: float = within(0, 0.05, ends="(]")
     max_damage: float | None = within(0)
     keys: int = within(0, 10**6)
     claim: float | None = spec.later(None, check=within(0, 1, ends="()"))

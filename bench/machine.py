@@ -19,6 +19,8 @@ from bench.errors import ConfigError, UserError
 
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises ConfigError for a device that this machine lacks."""
+    if name.startswith("gpu"):
+        raise ConfigError(f"device={name}: write device={name.replace('gpu', 'cuda', 1)}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

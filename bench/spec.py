@@ -28,7 +28,9 @@ def target(node: DictConfig | dict, where: str) -> type:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_={path}: {error}") from error
+        own = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        hint = f"; {error.name}.py goes beside the folder that --config-dir names, or on PYTHONPATH" if own else ""
+        raise ConfigError(f"{where}._target_={path}: {error}{hint}") from error
     if not is_dataclass(cls):
         raise ConfigError(f"{where}._target_={path} is not a dataclass")
     return cls
@@ -44,6 +46,9 @@ def build(node: DictConfig | dict, where: str) -> Any:
         values = {k: v for k, v in OmegaConf.to_container(node, resolve=True).items() if k != "_target_"}
         if unknown := sorted(set(values) - set(names)):
             raise ConfigError(f"{at}{unknown[0]}: no such key; {near(unknown[0], names)}")
+        for f in fields(cls):
+            if str(f.type).startswith("list[") and isinstance(value := values.get(f.name), (int, float, str)):
+                raise ConfigError(f"{at}{f.name}={value}: takes a list: '{at}{f.name}=[{value}]'")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(values)))
     except OmegaConfBaseException as error:
         key = f"{at}{error.full_key}" if error.full_key else where

@@ -23,6 +23,7 @@ from pathlib import Path
 from bench.claims.claim import names, read
 from bench.cli import usage
 from bench.cli.compose import CONF
+from bench.cli.help import first_comment
 from bench.errors import ConfigError, near
 from bench.report.style import JUDGED
 from bench.store import claims as verdicts
@@ -30,7 +31,7 @@ from bench.store import claims as verdicts
 
 def help_text() -> str:
     folder = CONF / "experiment" / "claims"
-    each = (f"  {name:28} {usage.first_comment(folder / f'{name}.yaml')}" for name in names())
+    each = (f"  {name:28} {first_comment(folder / f'{name}.yaml')}" for name in names())
     return "\n".join([__doc__, "claims", *each])
 
 
@@ -75,7 +76,7 @@ def run(argv: list[str]) -> bool:
 
 def main(argv: list[str]) -> int:
     """The command line; returns the exit code."""
-    return usage.answer(argv, help_text, run, kept="runs and verdicts")
+    return usage.answer(argv, help_text, run, kept="finished runs and verdicts are kept")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from bench.cli.compose import CONF
+from bench.cli.compose import CONF, beside
 from bench.cli.sweep import JOBS, note, one_by_one, turn
 from bench.errors import plain
 from bench.progress import spoken
@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> str:
     plain()  # here too: a launcher's worker comes by no other way
     machine.frugal()
     hydra = HydraConfig.get()
+    beside(own(hydra))  # here, and not where the command was read: a sweep's jobs may be processes of their own
     if hydra.job.chdir:
         os.chdir(hydra.runtime.cwd)  # results_dir and data.path are those of where the command was given
     sweep = hydra.mode == RunMode.MULTIRUN
@@ -64,5 +65,9 @@ def main(cfg: DictConfig) -> str:
 
 def given(hydra: DictConfig) -> list[str]:
     """What the job was given after `python -m bench`; in a sweep, what is its own of that."""
-    places = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    return [*(word for path in places for word in ("--config-dir", path)), *hydra.overrides.task]
+    return [*(word for path in own(hydra) for word in ("--config-dir", path)), *hydra.overrides.task]
+
+
+def own(hydra: DictConfig) -> list[str]:
+    """The folders that --config-dir names."""
+    return [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]

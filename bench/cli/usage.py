@@ -1,4 +1,4 @@
-"""--help, and a look at the command line before Hydra starts: a typo is one line that names what is valid."""
+"""A look at the command line before Hydra starts: a typo is one line that names what is valid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fnmatch
 import gc
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,51 +21,51 @@ from bench.errors import ConfigError, framed, near
 
 GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "logger", "experiment", "scale")
 
-OTHER_CONFIG = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+CONFIG_DIR = ("--config-dir", "-cd")
+OTHER_CONFIG = ("--config-path", "-cp", "--config-name", "-cn")
 
-HEAD = """\
-python -m bench method=NAME attack=NAME ... [group.option=value ...] [seed=0]
-
-Trains a host, embeds a watermark, attacks it, tabulates bit error rate and
-utility. What is done is kept below results/ and not done again.
-
-  python -m bench method=neuralmark attack=prune    one experiment
-  python -m bench -m method=uchida,neuralmark       a sweep: all combinations
-  python -m bench method=uchida --cfg job           the whole configuration
-  python -m bench.layers model=vit_tiny             weights for a mark
-  python -m bench.report                            tables, figures of all runs
-  python -m bench.claims                            verdicts on papers' claims
-"""
+KEPT = "finished stages and runs are kept, and of a long stage its last checkpoint"  # after Ctrl-C
+FLAGS = (  # Hydra's own
+    *("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run"),
+    *("-m", "--multirun", "-sc", "--shell-completion", "-i", "--info", "--experimental-rerun"),
+    *CONFIG_DIR,
+    *OTHER_CONFIG,
+)
+TAKES = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun", *OTHER_CONFIG)  # the next word too
 
 
-def options(group: str) -> list[str]:
-    """Names that a configuration group offers; of experiments the papers' claims too, a folder deeper."""
-    folder = CONF / group
-    deeper = folder.glob("claims/*.yaml") if group == "experiment" else ()
-    return [p.relative_to(folder).with_suffix("").as_posix() for p in [*sorted(folder.glob("*.yaml")), *sorted(deeper)]]
+def files(group: str, folders: Iterable[str | Path] = ()) -> dict[str, Path]:
+    """The files of a configuration group by the names that it offers, in order; of experiments the papers' claims too,
+    a folder deeper. `folders`: those of --config-dir, whose choices come after ours."""
+    found: dict[str, Path] = {}
+    for folder in (Path(place) / group for place in (CONF, *folders)):
+        deeper = sorted(folder.glob("claims/*.yaml")) if group == "experiment" else ()
+        for path in [*sorted(folder.glob("*.yaml")), *deeper]:
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)  # as Hydra has it: first found
+    return found
 
 
-def first_comment(path: Path) -> str:
-    lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    return next((line for line in lines if not line.startswith("@package")), "")
+def options(group: str, folders: Iterable[str | Path] = ()) -> list[str]:
+    """Names that a configuration group offers."""
+    return [*files(group, folders)]
 
 
-def help_text() -> str:
-    """Groups and their choices, a line each, from the first comment of each file; then the single options."""
-    out = [HEAD]
-    for group in GROUPS:
-        out.append(f"{group}=")
-        for name in options(group):
-            width = 31 if "/" in name else 18
-            out.append(f"  {name:{width}} {first_comment(CONF / group / f'{name}.yaml')}")
-    out.append("options")
-    node = ""
-    for line in (CONF / "config.yaml").read_text(encoding="utf-8").splitlines():
-        node = line[:-1] if re.match(r"\w+:$", line) else node
-        if found := re.match(r"( *)(\w+): +(\S+) +# (.*)", line):
-            name = f"{node}.{found[2]}" if found[1] else found[2]
-            out.append(f"  {f'{name}={found[3]}':28} {found[4]}")
-    return "\n".join(out)
+def placed(argv: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """(folders that --config-dir names, the other words). Raises ConfigError for one that is no folder of choices."""
+    folders, rest, words = [], [], iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in CONFIG_DIR:
+            rest.append(word)
+            continue
+        folder = Path(value if equals else next(words, "")).expanduser()
+        if not str(folder) or not folder.is_dir():
+            raise ConfigError(f"--config-dir {folder}: no such folder")
+        if not any((folder / group).is_dir() for group in GROUPS):
+            hint = f": {folder / 'conf'}?" if (folder / "conf").is_dir() else ""
+            raise ConfigError(f"--config-dir {folder}: holds no folder method, attack, model ... of choices{hint}")
+        folders.append(folder)
+    return folders, rest
 
 
 def problem(argv: list[str]) -> str:
@@ -74,12 +74,18 @@ def problem(argv: list[str]) -> str:
     Each choice of a swept group is looked at once, with the first choice of the others: the sweep's own
     composition covers the rest.
     """
+    folders, argv = placed(argv)
     flags = [word for word in argv if word.startswith("-")]
     if any(flag.split("=")[0] in OTHER_CONFIG for flag in flags):
         return ""  # somebody else's configuration: Hydra checks it
+    if wrong := _flag(argv, folders):
+        return wrong
     # A word after --cfg and its like belongs to that flag.
-    takes = [False, *(word in ("--cfg", "-c", "--package", "-p", "--info", "-i") for word in argv)]
+    takes = [False, *(word in TAKES for word in argv)]
     overrides = [word for word, taken in zip(argv, takes, strict=False) if not taken and not word.startswith("-")]
+    sweeps = bool({"-m", "--multirun"} & set(flags))
+    if wrong := next(filter(None, (_span(word, sweeps) for word in overrides)), ""):
+        return wrong
     parsed = []
     for word in overrides:
         try:
@@ -90,18 +96,23 @@ def problem(argv: list[str]) -> str:
             hint = f"text with = , brackets, blanks or odd letters: {quoted}" if quoted else "quote brackets and braces"
             return f"cannot read {word}: {in_one_line(error)} (in a shell, {hint})"
     # An experiment may be a sweep by itself.
-    if not {"-m", "--multirun"} & set(flags) and not any(o.key_or_group == "experiment" for o in parsed):
+    if not sweeps and not any(o.key_or_group == "experiment" for o in parsed):
         swept = [o for o in parsed if o.is_sweep_override()]
         if swept:
             key, _, value = swept[0].input_line.partition("=")
+            if _listed(key, [word for word in overrides if word != swept[0].input_line], folders):
+                return f"{swept[0].input_line}: takes a list: {shlex.quote(f'{key}=[{value}]')}"
             one = shlex.quote(f'{key}="{value}"')
             return f"{swept[0].input_line}: several values are a sweep: add -m (one value with a comma: {one})"
     try:
-        values = {o.input_line: each_word(o) for o in parsed}
+        values = {o.input_line: each_word(o, folders) for o in parsed}
     except HydraException:
         return "an interval cannot be enumerated: sweep over a,b,c or range(0,3)"
     if empty := next((line for line, choices in values.items() if not choices), ""):
         return f"{empty} matches nothing"
+    for line, choices in values.items():
+        if twice := [word for i, word in enumerate(choices) if word in choices[:i]]:
+            return f"{line}: {twice[0].partition('=')[2]} stands there twice, and is one run"
     first = {line: choices[0] for line, choices in values.items()}
     trials = [list(first.values())]
     for o in parsed:
@@ -110,22 +121,52 @@ def problem(argv: list[str]) -> str:
                 trials.append(list({**first, o.input_line: value}.values()))
     for trial in trials:
         try:
-            hole = _hole(composed(trial, return_hydra_config=True))
+            hole = _hole(composed(trial, folders, return_hydra_config=True))
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: experiment=null
-            return _explain(error, trial)
+            return _explain(error, trial, folders)
         if hole:
             return f"{hole} has no value: give {hole}=..."
     return ""
 
 
-def each_word(override: Override) -> list[str]:
+def _flag(argv: list[str], folders: list[Path]) -> str:
+    """What is wrong with the flags of a command line: options here have no dashes."""
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if not word.startswith("-") or any(known == flag or known.startswith(flag) for known in FLAGS if flag != "-"):
+            continue
+        name = flag.lstrip("-").replace("-", "_")
+        if name in GROUPS or name in composed(folders=folders) or "." in name:
+            value = value if equals else next((w for w in argv[i + 1 : i + 2] if not w.startswith("-")), "VALUE")
+            return f"{flag}: write {name}={value}"
+        return f"{flag}: no such flag; {near(flag, [f for f in FLAGS if f.startswith('--')])}"
+    return ""
+
+
+def _span(word: str, sweeps: bool) -> str:
+    """What a span of numbers would be written as, where a word has one as other programs write it: seed=0..3."""
+    found = re.fullmatch(r"([\w.]+)=(\d+)(\.\.\.?|-)(\d+)", word)
+    if not found or (found[3] == "-" and found[1] != "seed"):
+        return ""
+    return f"{word}: write {'-m ' * (not sweeps)}{shlex.quote(f'{found[1]}=range({found[2]},{int(found[4]) + 1})')}"
+
+
+def _listed(key: str, words: list[str], folders: list[Path]) -> bool:
+    """Whether the option takes a list."""
+    try:
+        return OmegaConf.is_list(OmegaConf.select(composed(words, folders), key))
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return False
+
+
+def each_word(override: Override, folders: Iterable[Path] = ()) -> list[str]:
     """An override as one command-line word per swept value. Raises HydraException for an interval."""
     if not override.is_sweep_override():
         return [override.input_line]
     key = override.get_key_element()
     value = override.value()
     if isinstance(value, Glob):
-        names = [n for n in options(key) if any(fnmatch.fnmatch(n, p) for p in value.include)]
+        names = [n for n in options(key, folders) if any(fnmatch.fnmatch(n, p) for p in value.include)]
         return [f"{key}={n}" for n in names if not any(fnmatch.fnmatch(n, p) for p in value.exclude)]
     return [f"{key}={word}" for word in override.sweep_string_iterator()]
 
@@ -137,7 +178,7 @@ def _hole(cfg: DictConfig) -> str:
     return min((key for node in nodes for key in OmegaConf.missing_keys(node)), default="")
 
 
-def _explain(error: Exception, trial: list[str]) -> str:
+def _explain(error: Exception, trial: list[str], folders: list[Path]) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([\w/@.]+)/([^'/]*)'", text):
         group, name = found[1].split("@")[0], found[2]
@@ -145,7 +186,7 @@ def _explain(error: Exception, trial: list[str]) -> str:
             group, name = "experiment", f"claims/{name}"
         if group == "hydra/launcher":
             return f"launcher={name} is not installed: pip install -e '.[{name}]'"
-        known = options(group)
+        known = options(group, folders)
         return f"unknown {group} {name!r}; {near(name, known)}" if known else f"unknown group {group!r}"
     if found := re.search(r"Could not override '([\w.@/]+)'", text):
         key = found[1]
@@ -156,7 +197,7 @@ def _explain(error: Exception, trial: list[str]) -> str:
         parent, _, name = key.rpartition(".")
         words = [w for w in trial if not w.split("=")[0].lstrip("+~").startswith(key)]
         try:
-            node = OmegaConf.select(composed(words), parent) if parent else composed()
+            node = OmegaConf.select(composed(words, folders), parent) if parent else composed(folders=folders)
             names = [str(k) for k in node if k != "_target_"]
             if name in names and OmegaConf.is_dict(node[name]):
                 return f"{key} has entries of its own: change one, {key}.NAME=VALUE, or add one, ++{key}.NAME=VALUE"
@@ -178,9 +219,7 @@ def check(argv: list[str], prefix: str = "") -> None:
         raise ConfigError(f"{prefix}{wrong}")
 
 
-def answer(
-    argv: list[str], doc: Callable[[], str], run: Callable[[list[str]], bool | None], kept: str = "stages and runs"
-) -> int:
+def answer(argv: list[str], doc: Callable[[], str], run: Callable[[list[str]], bool | None], kept: str = KEPT) -> int:
     """The frame of a command: help, or `run` on its words; exit code, 1 where that returns False.
 
     What the user can mend is one line. After an interruption, what is `kept` is said.

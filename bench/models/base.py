@@ -115,6 +115,17 @@ class Network:
         return net
 
 
+def untagged(name: str, key: str, checkpoint: str | None) -> None:
+    """Raises ConfigError for a name with a tag of pretrained weights (resnet18.a1_in1k), which nobody loads, where
+    there is no checkpoint either: an untrained network by that name."""
+    plain, _, tag = name.partition(".")
+    if tag and not checkpoint:
+        raise ConfigError(
+            f"{key}={name}: weights are not downloaded, it would be trained from scratch: write {key}={plain}, "
+            "or give their file, model.checkpoint=FILE.safetensors"
+        )
+
+
 def normalising(net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> nn.Module:
     """`net` with the normalisation of its input by channel added, in place."""
     net.register_buffer("input_mean", torch.tensor(mean).view(1, -1, 1, 1))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from bench.errors import ConfigError, among, near, within
-from bench.models.base import Network, Signature
+from bench.models.base import Network, Signature, untagged
 from bench.models.heads import HEADS
 
 
@@ -57,6 +57,7 @@ class Model(Network):
 def _timm(model: Model, io: Signature) -> nn.Module:
     import timm
 
+    untagged(model.name, "model.name", model.checkpoint)
     if not timm.is_model(model.name):
         raise ConfigError(f"model.name={model.name}: timm has no such model; {near(model.name, timm.list_models())}")
     kwargs = {"num_classes": io.num_classes} | _fit_image(model, io) | model.kwargs

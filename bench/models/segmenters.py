@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.errors import ConfigError, among, near
-from bench.models.base import Network, Signature
+from bench.models.base import Network, Signature, untagged
 from bench.models.restorers import Unet, started
 
 AUXILIARY = ("aux_classifier", "classification_head")  # trained beside the maps; nothing that is used depends on them
@@ -109,6 +109,7 @@ def _smp(model: Segmenter, io: Signature) -> nn.Module:
     known = [each.__name__.lower() for each in smp.MODEL_ARCHITECTURES_MAPPING.values()]
     if model.name.lower() not in known:
         raise ConfigError(f"model.name={model.name}: segmentation_models_pytorch has none; {near(model.name, known)}")
+    untagged(model.encoder or "", "model.encoder", model.checkpoint)
     kwargs = {"in_channels": 3, "classes": io.num_classes, **model.kwargs, "encoder_weights": None}
     net = smp.create_model(model.name, encoder_name=model.encoder or "tu-resnet10t", **kwargs)
     return Smp(_parts(net), net.encoder.output_stride)

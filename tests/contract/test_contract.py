@@ -257,7 +257,7 @@ def test_a_points_seconds_include_what_it_was_made_from(results):
 
 def test_host_and_mark_are_shared_by_all_attacks_and_alpha(results):
     a = run.prepare(tiny(results, "uchida", "prune"))
-    b = run.prepare(tiny(results, "neuralmark", "finetune", "verify.alpha=0.1"))
+    b = run.prepare(tiny(results, "neuralmark", "finetune", "verify.alpha=0.01"))
     c = run.prepare(tiny(results, "uchida", "quantize", "attack.seed=4"))
     assert a.host_identity == b.host_identity
     assert a.mark_identity == c.mark_identity

@@ -43,6 +43,19 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["data=parquet"], "data.path has no value"),
         (["-m", "attack=prune,prun"], "did you mean 'prune' or"),
         (["seed=abc"], "seed"),
+        (["seed=0..3"], "seed=0..3: write -m 'seed=range(0,4)'"),
+        (["-m", "seed=0-3"], "seed=0-3: write 'seed=range(0,4)'"),
+        (["-m", "seed=0,0"], "seed=0,0: 0 stands there twice"),
+        (["threads=0"], "threads=0: must be from 1"),
+        (["verify.alpha=0.5"], "verify.alpha=0.5: must be in (0, 0.05]"),
+        (["--method", "uchida"], "--method: write method=uchida"),
+        (["--attack.scope=layer"], "--attack.scope: write attack.scope=layer"),
+        (["--multi-run"], "--multi-run: no such flag; did you mean '--multirun'"),
+        (["attack.ratios=0.5"], "attack.ratios=0.5: takes a list: 'attack.ratios=[0.5]'"),
+        (["attack.ratios=0.5,0.7"], "attack.ratios=0.5,0.7: takes a list: 'attack.ratios=[0.5,0.7]'"),
+        (["device=gpu"], "device=gpu: write device=cuda"),
+        (["device=gpu:1"], "device=gpu:1: write device=cuda:1"),
+        (["model=timm", "model.name=resnet18.a1_in1k"], "it would be trained from scratch: write model.name=resnet18,"),
         (["-m", "seed=interval(0,1)"], "an interval cannot be enumerated"),
         (["-m", "attack=glob(zz*)"], "attack=glob(zz*) matches nothing"),
         (["train.lr=fast"], "train.lr: Value 'fast' of type 'str' could not be converted to Float"),
@@ -51,7 +64,7 @@ TINY_WORDS = [*TINY, "train.epochs=2", "method=uchida", "method.n_bits=64", "att
         (["attack.ratios=[0.5,1.5]"], "attack.ratios"),
         (["attack.scope=glob"], "did you mean 'global'?"),
         (["attack.knows=[wait]"], "attack.knows=wait"),
-        (["verify.alpha=0"], "verify.alpha=0.0: must be in (0, 1)"),
+        (["verify.alpha=0"], "verify.alpha=0.0: must be in (0, 0.05]"),
         (["model=timm", "model.name=resnet_18"], "timm has no such model; did you mean"),
         (["model=torchvision", "model.name=resnet81"], "torchvision has no such model; did you mean"),
         (["model.checkpoint=no/where.safetensors"], "model.checkpoint=no/where.safetensors: no such file"),
@@ -95,7 +108,7 @@ def test_one_line_names_what_is_valid(capsys, monkeypatch, tmp_path, words, expe
 
 
 def test_help_names_every_choice_and_imports_no_torch():
-    done = command("--help")
+    done = command("--help", "all")
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
     for group in ("method", "attack", "model", "data"):
@@ -103,7 +116,7 @@ def test_help_names_every_choice_and_imports_no_torch():
             assert any(
                 line.split()[:1] == [path.stem] and len(line.split()) > 2 for line in done.stdout.splitlines()
             ), path
-    probe = "import sys; from bench.cli import usage; usage.help_text(); assert 'torch' not in sys.modules"
+    probe = "import sys; from bench.cli.help import help_text; help_text(['all']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
 
 

@@ -15,7 +15,7 @@ from bench.claims.__main__ import main
 from bench.claims.claim import names
 from bench.claims.findings import HELD, OPEN
 from bench.cli import terminal
-from bench.cli.usage import help_text
+from bench.cli.help import help_text
 from bench.errors import ConfigError
 from bench.store import claims as verdicts
 from bench.studies import invariance
@@ -229,6 +229,6 @@ def test_help_names_every_claim_and_imports_no_torch():
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert all(f"  {name} " in done.stdout for name in names())
-    assert all(f"  claims/{name} " in help_text() for name in names())
+    assert all(f"  claims/{name} " in help_text(["experiment"]) for name in names())
     probe = "import sys; from bench.claims.__main__ import main; main(['-h']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
