@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench import spec
+from bench.check.properties import facts  # noqa: F401 (many tests ask for it here)
+from bench.check.small import SMALL, TINY, small  # noqa: F401
 from bench.cli.usage import options
 from bench.models import weights
 from bench.models.anatomy import Anatomy
@@ -34,39 +35,6 @@ from methods.uchida import Uchida
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR10 = Path(os.environ.get("BENCH_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
 REAL = ("data=parquet", f"data.path={CIFAR10}", "device=cpu")
-TINY = (
-    "model=timm",
-    "model.name=test_resnet",
-    "train.epochs=6",
-    "train.lr=0.01",
-    "device=cpu",
-    "data.test_limit=180",
-)
-# Small strengths for whatever option an attack may have: a new attack is covered without an edit here.
-SMALL = {
-    "epochs": "1",
-    "ratios": "[0.3,0.9]",
-    "bits": "[8,2]",
-    "factors": "[1,10]",
-    "lrs": "[0.003]",
-    "steps": "[15]",
-    "tries": "[1,20]",
-    "grind": "[1,1000]",
-    "snapshots": "[1]",
-    "fractions": "[0.5,1.0]",
-    "sigmas": "[0.1,1.0]",
-    "strengths": "[0.5]",
-    "shares": "[0.5]",
-    "shadows": "4",
-    "n_bits": "64",
-    "k": "128",
-    "soups": "2",
-    "eps": "[0.01,0.1]",
-    "lambdas": "[0,1000]",
-    "images": "20",
-    "iterations": "2",
-    "share": "0.25",
-}
 METHODS, ATTACKS = options("method"), options("attack")
 CPU = torch.device("cpu")
 ON_PICTURES = ("surrogate", "postprocess", "residual")  # attacks that need a network which gives some
@@ -82,9 +50,6 @@ def marks_of(method: str, also: Collection[str] = ()) -> tuple:
 def first(methods: Collection[str]) -> list:
     """Methods as a test's parameters: all but FIRST are for the slow tests."""
     return [pytest.param(m, marks=() if m in FIRST else pytest.mark.slow) for m in methods]
-
-
-COSTS = ("seconds", "peak_mb", "created_at")
 
 
 def config(*overrides: str) -> DictConfig:
@@ -105,18 +70,9 @@ BY_POSITION = [m for m in MARKING if ACCESS[m] != "outputs"]
 def tiny(results: Path, method: str, attack: str, *more: str) -> DictConfig:
     """A small experiment of any method and attack that conf/ offers."""
     names = [f"method={method}", f"attack={attack}"]
-    cfg = config(*names)
-    nodes = {"method": cfg.method, "attack": cfg.attack}
-    if attack == "chain":
-        nodes = {"method": cfg.method, **{f"attack.options.{k}": node for k, node in cfg.attack.options.items()}}
-    small = [f"{at}.{k}={v}" for at, node in nodes.items() for k, v in SMALL.items() if k in node]
     other = any(word.startswith("model=") for word in more)
     base = [word for word in TINY if not (other and word.startswith("model"))]
-    return config(*names, *base, *small, f"results_dir={results}", *more)
-
-
-def facts(rows) -> list[dict]:
-    return [{k: v for k, v in asdict(row).items() if k not in COSTS} for row in rows]
+    return config(*names, *base, *small(config(*names)), f"results_dir={results}", *more)
 
 
 def command(*words: str, cwd: Path | None = None, module: str = "bench", **env: str) -> subprocess.CompletedProcess:

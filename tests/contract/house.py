@@ -13,7 +13,7 @@ from typing import NamedTuple
 CODE = ("bench", "methods", "attacks", "hydra_plugins")
 MODULES = {"run", "experiment", "stages", "threat", "judge", "controls", "gallery", "train", "types", "errors", "spec"}
 MODULES |= {"metrics", "progress", "machine", "precision", "layers", "plan", "__main__"}
-PACKAGES = {"cli", "data", "models", "tasks", "store", "loggers", "report", "claims", "studies", "site"}
+PACKAGES = {"cli", "data", "models", "tasks", "store", "loggers", "report", "claims", "studies", "site", "check"}
 # A module imports rooms of lower levels, and its own room: a package or a module at the top of bench, a plug-in folder.
 LEVELS = (
     ("errors", "metrics", "progress"),
@@ -27,7 +27,7 @@ LEVELS = (
     ("controls", "judge"),
     ("run",),
     ("cli",),
-    ("studies", "layers", "plan", "__main__", "hydra_plugins"),
+    ("studies", "check", "layers", "plan", "__main__", "hydra_plugins"),
     ("claims", "site"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import fields
-
-import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from bench import controls, judge, metrics, run, spec, stages
+from bench import metrics, run, spec, stages
+from bench.check import properties
+from bench.check.properties import facts
 from bench.errors import ConfigError
 from bench.models import base
 from bench.report import labels
 from bench.store.runs import read_run
-from bench.train import Fit
-from bench.types import Method, Victim
+from bench.types import Method
 from methods.uchida import Uchida
 from tests.helpers import (
     ATTACKS,
@@ -28,7 +24,6 @@ from tests.helpers import (
     TRIED,
     build_attack,
     config,
-    facts,
     marks_of,
     tiny,
 )
@@ -50,79 +45,32 @@ def pairs(methods: list[str]) -> list:
 
 
 @pytest.mark.parametrize("method", MARKING)
-def test_every_bit_is_embedded(marked, method):
-    x, model, key = marked(method)
-    error = metrics.ber(x.method.extract(model, key, x.task), key.message)
-    assert error == 0
-    assert x.method.accepts(key)
-    assert stages.mark(x)["ber"] == 0
+@pytest.mark.parametrize(
+    "asked",
+    [
+        properties.every_bit_is_embedded,
+        properties.keys_are_drawn_from_rng_alone,
+        properties.extraction_repeats_and_leaves_the_suspect,
+        properties.hosts_are_not_detected,
+        properties.random_keys_match_by_chance,
+        properties.trials_are_what_keygen_and_extract_give,
+    ],
+    ids=lambda asked: asked.__name__,
+)
+def test_a_mark_keeps(marked, method, asked):
+    asked(*marked(method))
 
 
 @pytest.mark.parametrize("method", MARKING)
 def test_the_mark_costs_little(marked, method):
-    x, _, _ = marked(method)
-    assert abs(stages.host(x)["utility"] - stages.mark(x)["utility"]) <= 3
-
-
-@pytest.mark.parametrize("method", MARKING)
-def test_hosts_are_not_detected(marked, method):
-    x, _, key = marked(method)
-    host = stages.load_weights(stages.skeleton(x), stages.host(x).path)
-    _, log10_p, ok = judge.judged(x, host, key)
-    assert not ok
-    assert log10_p > -6
-
-
-@pytest.mark.parametrize("method", MARKING)
-def test_random_keys_match_by_chance(marked, method):
-    """1,000 keys of n bits: their mean within 5 standard errors of 1/2, and none detected. Of a mark in classes a bit
-    is a class drawn uniformly, independently of what the network names: one of C is right, and the chance by which
-    evidence is judged no less."""
-    x, _, key = marked(method)
-    found = controls.random_keys(x)
-    right = 1 / x.task.signature.num_classes if x.method.access == "outputs" else 0.5
-    assert found["random_keys"] == 1000
-    assert found["mean_ber"] == pytest.approx(1 - right, abs=5 * np.sqrt(right * (1 - right) / (1000 * key.n_bits)))
-    assert x.method.chance(key) >= right
-    assert found["false_positives"] == 0
-    assert -9 < found["least_log10_p"] < -1
-
-
-@pytest.mark.parametrize("method", MARKING)
-def test_trials_are_what_keygen_and_extract_give_one_by_one(marked, method):
-    x, model, own = marked(method)
-    other = stages.skeleton(x, "stranger")
-    one, many = np.random.default_rng(11), np.random.default_rng(11)
-    count = 0
-    for key, soft in x.method.trials(model, own, other, many, 5, x.task):
-        alone = x.method.keygen(other, one, x.task)
-        assert torch.equal(key.message, alone.message)
-        assert key.secret.keys() == alone.secret.keys()
-        assert all(torch.equal(key.secret[name], alone.secret[name]) for name in alone.secret)
-        assert torch.allclose(soft, x.method.extract(model, alone, x.task), atol=1e-4)
-        count += 1
-    assert count == 5
+    properties.the_mark_costs_little(*marked(method), most=3)
 
 
 @pytest.mark.parametrize(("method", "attack"), pairs(TRIED))
 def test_pairs_run_or_say_why_not_and_repeat_bit_for_bit(results, method, attack):
-    cfg = tiny(results, method, attack)
-    first = run.run(cfg)
-    assert first.status in ("done", "skipped", "cached")
-    assert {row.status for row in first.rows} <= {"ok", "skipped"}
-    for row in first.rows:
-        assert row.status == "ok" or row.error
-        assert row.utility is None or 0 <= row.utility <= 100
+    properties.pairs_run_or_say_why_not(cfg := tiny(results, method, attack))
+    for row in run.run(cfg).rows:
         assert (row.ber is None) == (method == "none") or row.status == "skipped"
-        assert row.ber is None or (0 <= row.ber <= 1 and row.log10_p <= 0)
-        assert (row.claim_ber is None) == (row.claim_detected is None)
-    knobs = [row.knob for row in first.rows]
-    assert knobs[: 1 if method == "none" else 2] == (["none"] if method == "none" else ["host", "none"])
-    again = run.run(cfg)
-    assert again.status in ("cached", "skipped")
-    assert facts(again.rows) == facts(first.rows)
-    forced = run.run(OmegaConf.merge(cfg, {"force": True}))
-    assert facts(forced.rows) == facts(first.rows)
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=marks_of(m, also=FIRST)) for m in MARKING])
@@ -134,73 +82,20 @@ def test_cached_equals_uncached(results, tmp_path, method):
 
 @pytest.mark.parametrize(("method", "attack"), pairs(MARKING))
 def test_attacks_leave_their_victim_bit_identical(marked, method, attack):
-    x, model, key = marked(method, attack)
-    before = copy.deepcopy(model.state_dict())
-    flags = [p.requires_grad for p in model.parameters()]
-    victim = Victim(
-        model,
-        x.method,
-        x.task.view("attacker"),
-        fresh=lambda seed: x.task.build(x.model, seed),
-        where=key.where,
-        key=key,
-    )
-    if x.attack.skip(victim):
-        return
-    for _ in x.attack.run(victim, np.random.default_rng(0), Fit(x.train, 0, may_diverge=True)):
-        pass
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    assert [p.requires_grad for p in model.parameters()] == flags
-    assert all(p.grad is None for p in model.parameters())
-    assert not model.training
+    properties.victims_stay_bit_identical(*marked(method, attack))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_attackers_are_handed_no_more_than_they_state(monkeypatch, results, attack):
-    seen = []
-    x = run.prepare(tiny(results, "uchida", attack, "force=true"))
-
-    class Spy(type(x.attack)):
-        def skip(self, victim):
-            seen.append(victim)
-            return "seen enough"
-
-    Spy.__module__ = type(x.attack).__module__
-    values = {f.name: getattr(x.attack, f.name) for f in fields(x.attack)}
-    object.__setattr__(x, "attack", Spy(**values))
-    list(run.rows(x))
-    (victim,) = seen
-    assert victim.key is None or "key" in x.attack.knows
-    assert victim.where is None or {"key", "layer"} & set(x.attack.knows)
-    assert victim.task.role == ("attacker" if x.attack.data == "attacker" else "outsider")
-    for split in ("owner", "test", *(("attacker", "validation") if x.attack.data == "none" else ())):
-        with pytest.raises(PermissionError):
-            next(victim.task.batches(split, 4))
-    with pytest.raises(PermissionError):
-        victim.task.utility(victim.model)
-    with pytest.raises(PermissionError):
-        victim.task.view("judge")
+def test_attackers_are_handed_no_more_than_they_state(results, attack):
+    properties.attackers_are_handed_no_more_than_they_state(run.prepare(tiny(results, "uchida", attack, "force=true")))
 
 
 @pytest.mark.parametrize("method", TRIED)
-def test_owners_never_draw_from_the_attackers_data_or_the_test_set(monkeypatch, tmp_path, method):
-    from bench.tasks.classification import ClassificationTask
-
-    drawn = []
-    draw = ClassificationTask.tensors
-
-    def record(self, split):
-        drawn.append((self.role, split))
-        return draw(self, split)
-
-    monkeypatch.setattr(ClassificationTask, "tensors", record)
+def test_owners_never_draw_from_the_attackers_data_or_the_test_set(tmp_path, method):
     x = run.prepare(tiny(tmp_path, method, "none", "train.epochs=1"))
-    stages.mark(x) if x.method.marks else stages.host(x)
-    assert ("owner", "owner") in drawn
-    assert {s for role, s in drawn if role == "owner"} <= {"owner", "validation"}
-    assert {role for role, s in drawn if s == "test"} == {"judge"}
+    with properties.draws(x) as drawn:
+        stages.mark(x) if x.method.marks else stages.host(x)
+    properties.own_draws(drawn)
 
 
 def test_seeds_share_a_config_hash_and_nothing_else(results):

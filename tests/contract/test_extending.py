@@ -52,7 +52,7 @@ def follow(script: markdown.Code, folder: Path) -> str:
     python = f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:"{shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} "$@"\n'
     (bin_ / "python").write_text(python)
     (bin_ / "python").chmod(0o755)
-    env = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    env = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "PYTHONPATH": ""}
     words = ["bash", "-euo", "pipefail", "-c", script.text]
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"line {script.line}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
