@@ -46,6 +46,17 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Host:
+    """How the unmarked network is made. epochs: where they are not train.epochs; 0: it is taken as it is, from
+    model.checkpoint or what its package has."""
+
+    epochs: int | None = within(0)
+
+    def __post_init__(self) -> None:
+        checked(self, "host")
+
+
+@dataclass(frozen=True)
 class Options:
     """The options that belong to no group: see conf/config.yaml."""
 
@@ -89,6 +100,7 @@ class Experiment:
     words: list[str] | None = None
     expected: list[dict[str, Any]] = field(default_factory=list)
     log: Log = field(default_factory=Log)
+    host: Host = field(default_factory=lambda: Host(None))
 
     @property
     def seed(self) -> int:
@@ -124,22 +136,49 @@ class Experiment:
         return {
             **self.task.identity,
             "model": self.model.identity(),
-            "train": spec.canonical(self.train),
+            "train": spec.canonical(self.host_train),
             "seed": self.seed,
         }
+
+    @property
+    def host_train(self) -> Train:
+        """The host's schedule."""
+        return self.train if self.host.epochs is None else replace(self.train, epochs=self.host.epochs)
+
+    @property
+    def mark_train(self) -> Train:
+        """The schedule that embeds."""
+        train = self.train if self.method.from_scratch else self.train.tuned()
+        return train if self._embeds is None else replace(train, epochs=self._embeds)
+
+    @property
+    def _embeds(self) -> int | None:
+        """Epochs of embedding where they are not the schedule's; a method's own stages are its own."""
+        field_ = next(f for f in fields(self.method) if f.name == "epochs")
+        return self.method.epochs if field_.kw_only else None
+
+    @property
+    def _apart(self) -> dict[str, Any]:
+        """Of a host that was not trained as long as the schedule says, what else follows from it."""
+        same = self.host.epochs is None or self.host.epochs == self.train.epochs
+        return {} if same else {"host_epochs": self.host.epochs}
 
     @cached_property
     def mark_identity(self) -> dict[str, Any]:
         """All that determines the marked weights and the key."""
         method = spec.identity(self.method, "method")
         named = {"name": self.method_name, "version": self.method.version, **method}
-        return {**self.host_identity, **self._tuned, "method": named}
+        own = {**self.host_identity, "train": spec.canonical(self.train)}
+        return {**own, **self._tuned, **({} if self.method.from_scratch else self._apart), "method": named}
 
     @cached_property
     def baseline_identity(self) -> dict[str, Any]:
         """All that determines the unmarked network that was trained as long as the marked one."""
         trains = self.method.trains_on
-        return {**self.host_identity, **self._tuned, "on": trains} if trains else self.host_identity
+        if not trains:
+            return self.host_identity
+        own = {**self.host_identity, "train": spec.canonical(self.train), **self._tuned, **self._apart, "on": trains}
+        return own if self._embeds is None else {**own, "epochs": self._embeds}
 
     @property
     def _tuned(self) -> dict[str, Any]:
@@ -163,7 +202,7 @@ class Experiment:
         attack = spec.identity(self.attack, "attack", **other)
         attack = {"name": self.attack_name, "version": self.attack.version, **attack}
         judge = {"judge": JUDGE, **spec.canonical(self.verify)}
-        everything = {**self.mark_identity, "attack": attack, "verify": judge}
+        everything = {**self.mark_identity, **self._apart, "attack": attack, "verify": judge}
         run_id = spec.digest(everything)
         everything.pop("seed")
         # An attacker's seed that follows the replicate's is no part of the cell; one that was chosen is.
@@ -221,6 +260,8 @@ def prepare(
     options = spec.build({"_target_": "bench.experiment.Options", **{name: cfg.get(name) for name in names}}, "")
     groups = ("method", "attack", "model", "data", "train", "verify", "cache", "logger")
     node = {name: spec.build(cfg.get(name), name) for name in groups}
+    if cfg.get("host"):  # a configuration of before there was such a thing has none
+        node["host"] = spec.build(cfg.host, "host")
     published = expected.of(cfg, spec.kind(node["method"]), spec.kind(node["attack"]))
     task = spec.build(cfg.task, "task")
     if note := node["model"].note():

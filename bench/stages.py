@@ -25,7 +25,8 @@ def host(x: Experiment) -> Entry:
     """The network trained without a mark, by its content's address."""
 
     def build(folder: Path) -> dict[str, Any]:
-        x.say(f"host: training {x.model.title} on {x.data.name}, seed {x.seed}, {x.train.epochs} epochs")
+        made = f"training {x.model.title} on {x.data.name}, seed {x.seed}, {x.host_train.epochs} epochs"
+        x.say(f"host: {made if x.host_train.epochs else f'{x.model.title} as it is'}")
         model = fresh(x)
         return make(x, folder, owner_fit(x, "host"), lambda fit: fit(model, owned(x, fit)))[1]
 
@@ -112,9 +113,10 @@ def skeleton(x: Experiment, role: str = "owner") -> nn.Module:
 
 
 def owner_fit(x: Experiment, stage: str = "mark") -> Fit:
-    tuned = stage == "mark" and not x.method.from_scratch
     # Host and mark share initialisation and batches: their difference is the method's alone.
-    fit = Fit(x.train.tuned() if tuned else x.train, x.seeded("owner", "fit"), say=x.say, progress=x.progress)
+    fit = Fit(
+        x.mark_train if stage == "mark" else x.host_train, x.seeded("owner", "fit"), say=x.say, progress=x.progress
+    )
     return replace(fit, what=f"{stage}: training", log=x.log.losses(stage))
 
 

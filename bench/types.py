@@ -105,6 +105,18 @@ class Fit(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What embedding adds to any training loop. penalty, step and state: as Fit.epochs takes them; done: called when
+    training is over, for what of the key was trained."""
+
+    penalty: Callable[[nn.Module], Tensor] | None = None
+    step: Callable[[nn.Module], None] | None = None
+    state: tuple[Any, ...] = ()
+    done: Callable[[], None] = lambda: None
+
+
+LATER = {"later": True, "neutral": None}  # as spec.later has it
 # The attacker never sees the owner's data, nobody trains or chooses on test, an attack that states no data gets none.
 ALLOWED = {
     "owner": ("owner", "validation"),
@@ -243,8 +255,11 @@ class Task:
         return ConfigError(f"task={self.kind}: {why}")
 
 
+@dataclass(frozen=True)
 class Method:
     """A watermarking method: a frozen dataclass that derives from this and overrides what it needs.
+
+    epochs: of embedding, where they are not train.epochs (or train.finetune's).
 
     `version` enters the hash of everything embedded: raise it when the same configuration would give other weights.
     `marks` is False for the one that carries no message. `boundary` is the p-value that the method's own paper asks
@@ -263,9 +278,15 @@ class Method:
     signs: ClassVar[bool] = False
     linear: ClassVar[bool] = True
     tunable: ClassVar[bool] = False
+    epochs: int | None = field(default=None, kw_only=True, metadata={**LATER, **within(0).metadata})
 
     def __post_init__(self) -> None:
         checked(self, "method")
+
+    @property
+    def harness_only(self) -> str:
+        """Why no other training loop can embed it (`hooks`), in words; empty where one can."""
+        return "it trains on a task's own batches"
 
     @property
     def released(self) -> bool:
@@ -299,6 +320,10 @@ class Method:
 
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
         """The marked model. `host` may be trained in place; data come from `task.batches(task.train)`."""
+        raise NotImplementedError
+
+    def hooks(self, host: nn.Module, key: Key, seed: int) -> Hooks:
+        """What `embed` adds to the training of `host`, in which whatever is there before training is set at once."""
         raise NotImplementedError
 
     def extract(self, model: nn.Module, key: Key, task: Task) -> Tensor:

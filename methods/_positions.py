@@ -34,7 +34,7 @@ def layers(model: nn.Module, pattern: str | None) -> list[str]:
 
 def sizes(model: nn.Module, names: list[str]) -> np.ndarray:
     """How many numbers each of the weights holds, [layers]."""
-    return np.array([model.get_parameter(name).numel() for name in names])
+    return np.array([weights.read(model, name).numel() for name in names])
 
 
 def said(names: list[str], counts: np.ndarray) -> bytes:
@@ -135,23 +135,13 @@ def unlike(
     return made
 
 
-def put(weight: Tensor, where: Tensor, values: Tensor) -> None:
-    """values [m] into the flat positions `where` of a weight in its own order (out, in, kh, kw), in place."""
-    if weight.is_contiguous():
-        weight.view(-1)[where] = values
-    else:  # channels_last: no flat view in that order
-        flat = weight.reshape(-1)
-        flat[where] = values
-        weight.copy_(flat.view(weight.shape))
-
-
 @torch.no_grad()
 def write(model: nn.Module, names: tuple[str, ...], positions: Tensor, values: Tensor) -> None:
     """values [m] at positions [m] in the concatenation of the weights, in place."""
     pairs = torch.from_numpy(split(positions.cpu().numpy(), sizes(model, list(names))))
     for i in pairs[:, 0].unique().tolist():
-        at, weight = pairs[:, 0] == i, model.get_parameter(names[i])
-        put(weight, pairs[at, 1].to(weight.device), values[at.to(values.device)].to(weight))
+        at = pairs[:, 0] == i
+        weights.write(model, names[i], pairs[at, 1].to(values.device), values[at.to(values.device)])
 
 
 @dataclass(frozen=True)
@@ -164,7 +154,7 @@ class Held:
     def restore(self, model: nn.Module) -> None:
         """Put the values back: against gradient, weight decay and momentum alike."""
         for name, (where, values, _) in self.layers.items():
-            put(model.get_parameter(name), where, values)
+            weights.write(model, name, where, values)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bench.errors import ConfigError, among, within
 from bench.models import branches, lora, weights
-from bench.types import Fit, Key, Method, Task
+from bench.types import Fit, Hooks, Key, Method, Task
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,29 @@ class Regulariser(Method):
         weight = weights.read(model, key.where[0])
         return self.reader(key, weight.device)(weight)
 
-    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
-        """Train `host` in place with the task's loss plus lambda times the embedding loss."""
-        device = next(host.parameters()).device
-        read, name = self.reader(key, device), key.where[0]
-        truth = key.message.to(device, torch.float32)
+    @property
+    def harness_only(self) -> str:
+        return {
+            "lora": "situation=lora trains a change of other layers",
+            "distill": "situation=distill has no labels",
+        }.get(self.situation, "")
 
-        module, _, attribute = name.rpartition(".")
+    def hooks(self, host: nn.Module, key: Key, seed: int) -> Hooks:
+        """The penalty: lambda times the embedding loss."""
+        device, name = weights.read(host, key.where[0]).device, key.where[0]
+        read, truth = self.reader(key, device), key.message.to(device, torch.float32)
 
         def penalty(model: nn.Module) -> Tensor:
-            weight = getattr(model.get_submodule(module), attribute)  # with what is added to it, if anything is
-            return self.lambda_ * self.embedding_loss(read(weight), truth)
+            return self.lambda_ * self.embedding_loss(read(weights.read(model, name)), truth)
 
-        return self.train(host, task, fit, penalty=penalty)
+        return Hooks(penalty)
+
+    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
+        """Train `host` in place with the task's loss plus the penalty."""
+        made = self.hooks(host, key, fit.seed)
+        host = self.train(host, task, fit, penalty=made.penalty, step=made.step, state=made.state)
+        made.done()
+        return host
 
     def train(self, host: nn.Module, task: Task, fit: Fit, **how: Any) -> nn.Module:
         """`fit` on the labels, all weights or a change of low rank, or on the host's own outputs for `distill`."""

@@ -109,7 +109,7 @@ class Frequency(Regulariser):
         """Message [n] and secret, see the class. Raises ConfigError where the carriers are too few."""
         if not self.module:
             name = weights.choose(host, self.layer, capacity, self.n_bits, "non-DC components of averaged kernels")
-            m = capacity(host.get_parameter(name))
+            m = capacity(weights.read(host, name))
             message = torch.from_numpy(rng.integers(0, 2, self.n_bits).astype(bool))
             x = torch.from_numpy(rng.standard_normal((self.n_bits, m), dtype=np.float32))
             return Key(message, {"projection": x}, (name,))
@@ -162,6 +162,10 @@ class Frequency(Regulariser):
             change = key.secret["reference"].to(kernels.device) - self.components(host)
             kernels += (change @ self._basis(host, kernels)).view_as(kernels)
         return self.train(host, task, fit)
+
+    @property
+    def harness_only(self) -> str:
+        return "it adds a module to the network" if self.module else super().harness_only
 
     def logits(self, model: nn.Module, key: Key) -> Tensor:
         """Sum of each bit's sign-corrected carriers, in standard deviations of a random sum."""

@@ -50,7 +50,7 @@ class Neuralmark(Regulariser):
         name = "k" if unit == self.k else "n_bits"
         what = f"weights ({name}={unit} x 2^{self.rounds} filter rounds{' x 2' if self.rounds else ''})"
         name = weights.choose(host, self.layer, Tensor.numel, need, what)
-        size = host.get_parameter(name).numel()
+        size = weights.read(host, name).numel()
         while True:
             matrix = rng.standard_normal((self.k, self.n_bits), dtype=np.float32)
             message = hashed(matrix) if self.binding else rng.integers(0, 2, self.n_bits).astype(bool)
@@ -112,7 +112,7 @@ class Neuralmark(Regulariser):
         entries = matrix.reshape(-1).view(np.uint32)[-2:]
         high, low = (int(x) & ~MANTISSA for x in entries)
         sponge = hashlib.shake_256(np.ascontiguousarray(matrix, "<f4").tobytes()[:-8])
-        best, least, weight = drawn, 2.0, model.get_parameter(drawn.where[0])
+        best, least, weight = drawn, 2.0, weights.read(model, drawn.where[0])
         for count in range(1, tries[-1] + 1):
             tail = high | count >> 23 & MANTISSA, low | count & MANTISSA
             state = sponge.copy()

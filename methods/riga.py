@@ -18,7 +18,7 @@ from torch.nn import functional
 from bench import metrics, spec
 from bench.errors import within
 from bench.models import weights
-from bench.types import Fit, Key, Task
+from bench.types import Fit, Hooks, Key, Task
 from methods._regulariser import Regulariser
 
 SLOPE = 0.2  # of the leaky ReLU, as in the public code
@@ -76,7 +76,7 @@ class Riga(Regulariser):
         what = "averaged weights (inputs x kernel area), one a bit"
         name = weights.choose(host, self.layer, lambda w: w[0].numel(), self.n_bits, what)
         message = rng.integers(0, 2, self.n_bits).astype(bool)
-        inner, outer = drawn(host.get_parameter(name)[0].numel(), self.hidden, self.n_bits, rng)
+        inner, outer = drawn(weights.read(host, name)[0].numel(), self.hidden, self.n_bits, rng)
         return Key(torch.from_numpy(message), {"extractor.inner": inner, "extractor.outer": outer}, (name,))
 
     def reader(self, key: Key, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -89,20 +89,18 @@ class Riga(Regulariser):
         weight = weights.read(model, key.where[0])
         return {key.where[0]: weight - weight.mean(0)}
 
-    def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
-        """Train `host` in place, and E in the key."""
+    def hooks(self, host: nn.Module, key: Key, seed: int) -> Hooks:
+        """The penalty, a step of E and D after each of the network's, and at last E into the key."""
         name = key.where[0]
-        game = Game.of(self, host.get_parameter(name), key, spec.derive(fit.seed, "riga"))
+        game = Game.of(self, weights.read(host, name), key, spec.derive(seed, "riga"))
 
         def penalty(model: nn.Module) -> Tensor:
-            return game.penalty(filters(model.get_parameter(name)))
+            return game.penalty(filters(weights.read(model, name)))
 
         def step(model: nn.Module) -> None:
-            game.step(filters(model.get_parameter(name)))
+            game.step(filters(weights.read(model, name)))
 
-        host = self.train(host, task, fit, penalty=penalty, step=step, state=[game])
-        game.kept(key)
-        return host
+        return Hooks(penalty, step, (game,), lambda: game.kept(key))
 
     def evidence(self, soft: Tensor, key: Key) -> tuple[float, float]:
         """BER and the beta-binomial null's log10 p."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import ConfigError, among, within
-from bench.types import Fit, Key, Method, Task
+from bench.types import Fit, Hooks, Key, Method, Task
 from methods import _ldpc as ldpc
 from methods import _positions as places
 
@@ -92,16 +92,25 @@ class Tattooed(Method):
         where, signs = map(torch.from_numpy, places.drawn(words, total, length, length + self.symbols))
         return {"positions": where, "code": signs[:length], "symbols": signs[length:]}
 
-    @torch.no_grad()
+    @property
+    def harness_only(self) -> str:
+        return ""
+
     def embed(self, host: nn.Module, key: Key, task: Task, fit: Fit) -> nn.Module:
         """Add the mark to `host`, in place; `fit` is not used."""
+        self.hooks(host, key, 0)
+        return host.eval()
+
+    @torch.no_grad()
+    def hooks(self, host: nn.Module, key: Key, seed: int) -> Hooks:
+        """The mark, added now; nothing is left to do."""
         flat, positions = places.flat(host, key.where), key.secret["positions"]
         signal = torch.zeros(self.chips)
         signal[: self.symbols] = self.coded(key) * key.secret["symbols"].cpu()
         chips = self.gamma * flat.std() * walsh(signal.to(flat.device))
         mark = (key.secret["code"].to(flat.device).view(-1, self.chips) * chips).reshape(-1)
         places.write(host, key.where, positions, flat[positions.to(flat.device)] + mark)
-        return host.eval()
+        return Hooks()
 
     def coded(self, key: Key) -> Tensor:
         """Preamble and code word of the key's message, [symbols] of +-1."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import ConfigError, among, within
-from bench.types import Fit, Key, Method, Task
+from bench.models import weights
+from bench.types import Fit, Hooks, Key, Method, Task
 from methods import _commitment as commitment
 from methods import _positions as places
 
@@ -88,6 +89,17 @@ class Tondi(Method):
         held.restore(host)
         return fit(host, task, step=held.restore)
 
+    @property
+    def harness_only(self) -> str:
+        trains = self.from_scratch and self.deviation == "trained"
+        return "deviation=trained trains a copy first (deviation=start does not)" if trains else ""
+
+    def hooks(self, host: nn.Module, key: Key, seed: int) -> Hooks:
+        """The values, which are held from now on, as large as the layers are now."""
+        held = self.held(host, key, host)
+        held.restore(host)
+        return Hooks(step=held.restore)
+
     @torch.no_grad()
     def held(self, model: nn.Module, key: Key, like: nn.Module) -> places.Held:
         """What the marked weights of `model` are to be, drawn by the key alone, as large as the layers of `like`."""
@@ -100,8 +112,8 @@ class Tondi(Method):
         found = {}
         for i in pairs[:, 0].unique().tolist():
             at = pairs[:, 0] == i
-            weight = model.get_parameter(key.where[i]).reshape(-1)
-            scale = self.strength * float(like.get_parameter(key.where[i]).std()) / math.sqrt(2)
+            weight = weights.read(model, key.where[i]).reshape(-1)
+            scale = self.strength * float(weights.read(like, key.where[i]).std()) / math.sqrt(2)
             known = weight.abs().cpu().numpy()
             made = places.unlike(lambda count, scale=scale: draw.exponential(scale, count), int(at.sum()), known)
             values = signs[at] * torch.from_numpy(made)

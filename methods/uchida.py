@@ -47,7 +47,7 @@ class Uchida(Regulariser):
         what = "projected weights (inputs x kernel area)" + (", two a bit" if columns == 2 else ", one a bit")
         need = self.n_bits * columns
         name = weights.choose(host, self.layer, lambda w: w[0].numel(), need, what)
-        m = host.get_parameter(name)[0].numel()
+        m = weights.read(host, name)[0].numel()
         message = rng.integers(0, 2, self.n_bits).astype(bool)
         if self.binding == "hash":
             seed = commitment.draw_seed(rng)

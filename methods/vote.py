@@ -47,7 +47,7 @@ class Vote(Regulariser):
         """Message [n], secret `projection` [T, n, M]. ConfigError if n > M."""
         what = "projected weights (inputs x kernel area), one a bit"
         name = weights.choose(host, self.layer, lambda w: w[0].numel(), self.n_bits, what)
-        shape = (self.votes, self.n_bits, host.get_parameter(name)[0].numel())
+        shape = (self.votes, self.n_bits, weights.read(host, name)[0].numel())
         message = rng.integers(0, 2, self.n_bits).astype(bool)
         x = rng.standard_normal(shape, dtype=np.float32)
         return Key(torch.from_numpy(message), {"projection": torch.from_numpy(x)}, (name,))

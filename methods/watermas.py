@@ -17,7 +17,7 @@ from torch.func import functional_call
 from bench import spec
 from bench.errors import ConfigError, among, within
 from bench.models import weights
-from bench.types import Fit, Key, Method, Task
+from bench.types import Fit, Hooks, Key, Method, Task
 from methods import _commitment as commitment
 from methods import _positions as places
 
@@ -97,6 +97,16 @@ class Watermas(Method):
             return fit(host, task, step=marks.restore)
         draws = Draws.seeded(fit.seed, device)
         return fit(host, task, loss=self._sharpened(marks, task, fit, draws), step=marks.restore, state=[draws])
+
+    @property
+    def harness_only(self) -> str:
+        return "it sharpens the loss on a task's own batches (sharpness=0 does not)" if self.sharpness else ""
+
+    def hooks(self, host: nn.Module, key: Key, seed: int) -> Hooks:
+        """The substitution, which holds from now on."""
+        marks = Marks.of(host, key, self.amplitude, weights.read(host, key.where[0]).device)
+        marks.restore(host)
+        return Hooks(step=marks.restore)
 
     def _sharpened(self, marks: Marks, task: Task, fit: Fit, draws: Draws) -> Callable[[nn.Module, Any], Tensor]:
         ramp = max(1.0, 0.1 * fit.train.epochs * (task.size(task.train) // fit.train.batch_size))
@@ -204,7 +214,7 @@ class Marks(places.Held):
         for i in positions[:, 0].unique().tolist():
             at = positions[:, 0] == i
             where, sign = positions[at, 1], torch.where(bits[at], 1.0, -1.0)
-            weight = model.get_parameter(key.where[i]).reshape(-1)
+            weight = weights.read(model, key.where[i]).reshape(-1)
             sizes, spread = weight.abs(), weight.std()
             small = sizes[where] < amplitude * spread
             held = sizes[where]

@@ -54,4 +54,6 @@ def small(cfg: DictConfig) -> list[str]:
     nodes = {"method": cfg.method, "attack": cfg.attack}
     for name, node in cfg.attack.get("options", {}).items():
         nodes[f"attack.options.{name}"] = node
-    return [f"{at}.{k}={v}" for at, node in nodes.items() for k, v in SMALL.items() if k in node]
+    # Epochs that are null are the schedule's.
+    own = {at: [k for k in node if k != "epochs" or node[k] is not None] for at, node in nodes.items()}
+    return [f"{at}.{k}={v}" for at, names in own.items() for k, v in SMALL.items() if k in names]

@@ -23,10 +23,20 @@ from torch import Tensor, nn
 
 from bench.models import exchange, gains, merge, places, weights
 from bench.models.places import Family
-from bench.models.reference import OtherShapes, Reference, State, flip, hidden, prepared
-from bench.models.symmetry import Trace
+from bench.models.reference import (
+    OtherShapes,
+    Reference,
+    State,
+    Traced,
+    flip,
+    hidden,
+    prepared,
+    referring,
+    traced,
+)
+from bench.models.structure import Structure
 
-__all__ = ["Aligned", "OtherShapes", "Reference", "aligned", "hidden", "prepared"]
+__all__ = ["Aligned", "OtherShapes", "Reference", "Traced", "aligned", "hidden", "prepared", "referring", "traced"]
 
 SWEEPS = 20  # with all evidence: a stranger's may not settle
 BETTER = 1e-9  # relative: how much more similar an order must be than none
@@ -222,7 +232,7 @@ def _match_blocks(ref: Reference, state: State, h: int) -> bool:
     return _move(ref.blocks, heads.family, to, state, ("blocks", h))
 
 
-def _move(trace: Trace, family: Family, to: np.ndarray, state: State, label: tuple[str, int]) -> bool:
+def _move(trace: Structure, family: Family, to: np.ndarray, state: State, label: tuple[str, int]) -> bool:
     if (to == np.arange(len(to))).all():
         return False
     exchange.permute(trace, family.terms, to, state.held)

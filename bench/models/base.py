@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench import spec
-from bench.errors import ConfigError, checked
-from bench.models import anatomy
+from bench.errors import ConfigError, UserError, among, checked
+from bench.models import anatomy, checkpoints
 from bench.models.heads import head_name, same
 
 
@@ -38,18 +35,28 @@ class Signature:
         return self.shape or (self.image_size, self.image_size)
 
 
+INPUTS = among("data", "imagenet", "unit", "raw")
+STATISTICS = {  # mean and standard deviation by channel, in pixel units
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "unit": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0)),
+    "raw": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
 @dataclass(frozen=True)
 class Network:
     """A network by its configuration; each kind is a frozen dataclass that derives from this and has `construct`.
 
-    label: as tables print it (None: name). checkpoint: weights to start from, a safetensors file; a head of another
-    size is left freshly initialised.
+    label: as tables print it (None: name). checkpoint: weights to start from, a file that bench.models.checkpoints
+    reads; a head of another size is left freshly initialised. inputs: what the network was trained on: pixels
+    normalised by the `data`'s channel statistics, by `imagenet`'s, as fractions of 255 (`unit`) or `raw`.
     """
 
     gives: ClassVar[str] = "classes"  # what comes out, as tasks call it
 
     label: str | None
     checkpoint: str | None = spec.file()
+    inputs: str = field(default="data", kw_only=True, metadata={**INPUTS.metadata, "later": True, "neutral": "data"})
 
     def __post_init__(self) -> None:
         checked(self, "model")
@@ -65,16 +72,20 @@ class Network:
 
     def identity(self) -> dict[str, Any]:
         """What a stage hash covers: the configuration, and the checkpoint by its content, not its place."""
-        return {k: v for k, v in spec.identity(self, "model").items() if k not in ("class", "label")}
+        found = {k: v for k, v in spec.identity(self, "model").items() if k not in ("class", "label")}
+        if self.checkpoint and self.checkpoint.endswith(checkpoints.INDEX):  # the shards are its content
+            found["checkpoint"] = [spec.sha256(path) for path in checkpoints.files(self.checkpoint)]
+        return found
 
     def note(self) -> str:
         """What is to be said of a checkpoint that is taken otherwise than it is written."""
         if not self.checkpoint:
             return ""
-        with contextlib.suppress(SafetensorError, OSError), safe_open(self.checkpoint, "pt") as file:
-            if prefix := wrapper(list(file.keys())):
-                return f"model: {self.checkpoint}: {prefix} is left out of its tensors' names"
-        return ""
+        try:
+            found = checkpoints.unwrapped(checkpoints.read(self.checkpoint))
+        except UserError:  # `load` says so, where it is needed
+            return ""
+        return f"model: {self.checkpoint}: {'; '.join(found.said)}" if found.said else ""
 
     def construct(self, io: Signature) -> nn.Module:
         """The network, initialised by torch's generator, for normalised images. ConfigError for unfit options."""
@@ -98,7 +109,7 @@ class Network:
         net = self.construct(io)
         if self.checkpoint:
             load(net, self.checkpoint, self.head(net, io))
-        normalising(net, io.mean, io.std)
+        normalising(net, *STATISTICS.get(self.inputs, (io.mean, io.std)))
         images = torch.zeros(2, 3, *io.sides, dtype=torch.uint8)
         try:
             out = anatomy.examine(net, images, self.heads(net, io))
@@ -138,26 +149,11 @@ def _normalise(net: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return ((args[0].to(net.input_mean.dtype) - net.input_mean) / net.input_std, *args[1:])
 
 
-WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-
-
-def wrapper(names: Collection[str]) -> str:
-    """What all names of a file's tensors begin with because their network was wrapped: `module._orig_mod.`, say."""
-    found = ""
-    while part := next((p for p in WRAPPERS if names and all(k.startswith(found + p) for k in names)), ""):
-        found += part
-    return found
-
-
 def load(net: nn.Module, path: str, head: str) -> None:
-    """Weights from a safetensors file into `net`; what wrapped the network when they were saved is left out of their
-    names, and heads may differ in size, nothing else may. Raises ConfigError."""
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"model.checkpoint={path} is no safetensors file: {error}") from error
+    """Weights from a file (bench.models.checkpoints) into `net`; what wrapped the network when they were saved is left
+    out of their names, and heads may differ in size, nothing else may. Raises ConfigError."""
     own = net.state_dict()
-    state = {k.removeprefix(wrapper(state)): v for k, v in state.items()}
+    state = fitting(path, own).tensors
     state = {k: v for k, v in state.items() if k in own or not k.startswith("input_")}
     for key in (f"{name}.{part}" for name in same(net, head) for part in ("weight", "bias")):
         if key in state and key in own and state[key].shape != own[key].shape:
@@ -170,6 +166,16 @@ def load(net: nn.Module, path: str, head: str) -> None:
     if wrong:
         raise ConfigError(f"model.checkpoint={path} does not fit this model: {len(wrong)} tensors, first {wrong[0]}")
     net.load_state_dict(state)
+
+
+def fitting(path: str, own: Collection[str]) -> checkpoints.Weights:
+    """The weights in a file under a network's `own` names, as far as they are there. Raises ConfigError."""
+    try:
+        found = checkpoints.unwrapped(checkpoints.read(path), own)
+    except UserError as error:
+        raise ConfigError(f"model.checkpoint={error}") from error
+    # A network that is parametrised itself has such names; one that is not has what they stand for.
+    return found if all(name in own for name in found.tensors) else checkpoints.folded(found)
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

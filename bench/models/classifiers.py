@@ -7,11 +7,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from bench import spec
 from bench.errors import ConfigError, among, near, within
 from bench.models.base import Network, Signature, untagged
-from bench.models.heads import HEADS
+from bench.models.heads import HEADS, new_head
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Model(Network):
     source: timm or torchvision; name: as that package lists it. stem: `imagenet` (as published), `small` (3x3 stride 1,
     no pooling; VGG: no 4096-wide layers) or `mid` (residual networks: 3x3 stride 1, then 2x2 max pooling).
     patch_size, window_size: for vision transformers (None: chosen to fit the image). kwargs: passed on to the package's
-    constructor.
+    constructor. weights: what the package's own trained weights are called (`DEFAULT`; of timm, whose names say it, no
+    more than that), fetched where there is a network; a hash covers the name, not the content. None: none.
     """
 
     source: str = among("timm", "torchvision")
@@ -30,12 +33,24 @@ class Model(Network):
     patch_size: int | None = within(1, 4096)
     window_size: int | None = within(1, 4096)
     kwargs: dict[str, Any]
+    weights: str | None = spec.later(None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights and self.checkpoint:
+            raise ConfigError("model.weights and model.checkpoint are both weights to start from: give one")
+        if self.weights and self.source == "timm" and self.weights != "DEFAULT":
+            raise ConfigError(f"model.weights={self.weights}: timm's are DEFAULT; a tag is part of model.name")
 
     def construct(self, io: Signature) -> nn.Module:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 net = _timm(self, io) if self.source == "timm" else _torchvision(self, io)
+        except OSError as error:  # URLError too: no network, or no such file there
+            raise ConfigError(
+                f"model {self.name}: its weights cannot be fetched ({error}): model.checkpoint="
+            ) from error
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise ConfigError(
@@ -57,10 +72,17 @@ class Model(Network):
 def _timm(model: Model, io: Signature) -> nn.Module:
     import timm
 
-    untagged(model.name, "model.name", model.checkpoint)
-    if not timm.is_model(model.name):
+    hub = model.name.startswith(("hf_hub:", "hf-hub:", "local-dir:"))
+    if not hub and model.weights is None:
+        untagged(model.name, "model.name", model.checkpoint)
+    if not hub and not timm.is_model(model.name):
         raise ConfigError(f"model.name={model.name}: timm has no such model; {near(model.name, timm.list_models())}")
+    pretrained = model.weights is not None
+    if hub:
+        return timm.create_model(model.name, pretrained=pretrained, **{"num_classes": io.num_classes, **model.kwargs})
     kwargs = {"num_classes": io.num_classes} | _fit_image(model, io) | model.kwargs
+    if pretrained:
+        return timm.create_model(model.name, pretrained=True, **kwargs)
     if mixer := re.match(r"mixer_[sbl](\d+)", model.name):
         return _mixer(model.name, int(mixer[1]), io, kwargs)
     return timm.create_model(model.name, pretrained=False, **kwargs)
@@ -124,7 +146,18 @@ def _torchvision(model: Model, io: Signature) -> nn.Module:
     if model.patch_size:
         kwargs["patch_size"] = model.patch_size
     kwargs |= model.kwargs
-    return torchvision.models.get_model(model.name, weights=None, **kwargs)
+    if model.weights is None:
+        return torchvision.models.get_model(model.name, weights=None, **kwargs)
+    kinds = torchvision.models.get_model_weights(model.name)
+    if model.weights != "DEFAULT" and model.weights not in kinds.__members__:
+        raise ConfigError(f"model.weights={model.weights}: not known; {near(model.weights, kinds.__members__)}")
+    chosen = kinds[model.weights] if model.weights != "DEFAULT" else kinds.DEFAULT
+    # Trained weights come with their own number of classes.
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("num_classes", "image_size", "aux_logits", "init_weights")}
+    net = torchvision.models.get_model(model.name, weights=chosen, **kwargs)
+    classes = len(chosen.meta["categories"])
+    # torch's generator is seeded: the head that is drawn now is the seed's, as the rest would be.
+    return net if classes == io.num_classes else new_head(net, classes, io.num_classes, torch.initial_seed())
 
 
 def small_stem(net: nn.Module, name: str) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.models.symmetry import Trace, extent
+from bench.models.structure import Structure
+from bench.models.symmetry import extent
 
 Places = tuple[tuple[str, int], ...]  # (tensor, term) in which a family's channels occur
 
@@ -34,7 +35,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def families(trace: Trace) -> dict[Places, list[list[int]]]:
+def families(trace: Structure) -> dict[Places, list[list[int]]]:
     """Channels that live in the same tensors -> sets of roots that are each other's equals. Of whole blocks those
     alone that the other pass does not find."""
     found: dict[Any, dict[Any, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -46,7 +47,7 @@ def families(trace: Trace) -> dict[Places, list[list[int]]]:
 
 
 def permute(
-    trace: Trace, places: Iterable[tuple[str, int]], to: np.ndarray, tensors: Mapping[str, Tensor] | None = None
+    trace: Structure, places: Iterable[tuple[str, int]], to: np.ndarray, tensors: Mapping[str, Tensor] | None = None
 ) -> None:
     """Put channel to[c] where channel c was, in place, in the traced tensors or in others of the same names and orders.
     A channel that has several positions keeps their order."""
@@ -64,7 +65,7 @@ def permute(
             tensor.copy_(tensor.take_along_dim(moved.expand_as(tensor), axis))
 
 
-def factored(trace: Trace) -> dict[Places, list[int]]:
+def factored(trace: Structure) -> dict[Places, list[int]]:
     """Factors that live in the same tensors, by their roots."""
     found: dict[Any, list[int]] = defaultdict(list)
     for root, (places, _) in trace.channels().items():
@@ -73,7 +74,7 @@ def factored(trace: Trace) -> dict[Places, list[int]]:
 
 
 def rescale(
-    trace: Trace, places: Iterable[tuple[str, int]], logs: np.ndarray, tensors: Mapping[str, Tensor] | None = None
+    trace: Structure, places: Iterable[tuple[str, int]], logs: np.ndarray, tensors: Mapping[str, Tensor] | None = None
 ) -> None:
     """Multiply what carries a factor, in place; logs: by root, changed where a row keeps its scale.
 

@@ -10,7 +10,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import lsqr
 from torch import Tensor
 
-from bench.models.symmetry import Trace, extent
+from bench.models.structure import Structure
+from bench.models.symmetry import extent
 
 ROUNDS = 20  # of alternating least squares
 LEAST = 1e-3  # logarithm of a factor below which nothing is scaled
@@ -18,7 +19,7 @@ VECTORS = 1e-2  # weight of an entry of a vector, as if 1e-4 of an entry of a ma
 
 
 def fitted(
-    trace: Trace,
+    trace: Structure,
     suspect: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
     unread: Mapping[str, Tensor],
@@ -69,7 +70,7 @@ def fitted(
     return logs if np.abs(logs).max() >= LEAST else np.zeros(len(trace.root))
 
 
-def _grouped(trace: Trace, terms: list[np.ndarray], rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _grouped(trace: Structure, terms: list[np.ndarray], rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Terms by the axes they lie along: (index of the gain at each position [.. of the axes, 1 elsewhere], signed roots
     [gains, terms]). What lies along one axis (rows and columns of a depthwise convolution) shares gains."""
     by_axes: dict[tuple[int, ...], list[np.ndarray]] = {}
@@ -139,7 +140,7 @@ def _gains(
 
 
 def _vector(
-    trace: Trace, name: str, ids: np.ndarray, suspect: Tensor, reference: Tensor
+    trace: Structure, name: str, ids: np.ndarray, suspect: Tensor, reference: Tensor
 ) -> list[tuple[list[int], list[float], float]]:
     """One equation for each entry of a vector that has kept its sign, the larger ones first, none with much weight."""
     roots = trace.roots(ids).ravel()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.models import exchange
-from bench.models.symmetry import Trace, extent
+from bench.models.structure import Structure
+from bench.models.symmetry import extent
 
 ROUNDS = 8  # of balancing
 
@@ -41,7 +42,7 @@ class Family:
         return [(place.name, place.term) for place in self.places]
 
 
-def families(trace: Trace) -> list[Family]:
+def families(trace: Structure) -> list[Family]:
     """Every family of a trace, with positions."""
     found = []
     for terms, sets in exchange.families(trace).items():
@@ -113,7 +114,7 @@ def balanced(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def moving(trace: Trace) -> dict[str, tuple[int, ...]]:
+def moving(trace: Structure) -> dict[str, tuple[int, ...]]:
     """The axes of every tensor along which something may be exchanged, each by itself."""
     found = {}
     for name, terms in trace.declared.items():

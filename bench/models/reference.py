@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bench.models import exchange, places, weights
 from bench.models.places import Family, Place
+from bench.models.structure import Structure
 from bench.models.symmetry import Trace
 
 TOLERANCE = 1e-4  # of logits
@@ -51,9 +54,9 @@ class Reference:
     """
 
     model: nn.Module
-    channels: Trace
-    blocks: Trace
-    scale: Trace
+    channels: Structure
+    blocks: Structure
+    scale: Structure
     families: tuple[Family, ...]
     heads: tuple[Heads, ...]
     flips: tuple[Flips, ...]
@@ -82,20 +85,62 @@ def hidden(method: object, model: nn.Module, key: object) -> dict[str, Tensor]:
     return {name: torch.zeros_like(weights.read(model, name)) for name in key.where} if found is None else found
 
 
+MODES = ("channels", "blocks", "scale")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What may be exchanged in a network: a structure for each of MODES, and which families of factors may have either
+    sign, by number."""
+
+    model: nn.Module
+    structures: dict[str, Structure]
+    flips: tuple[int, ...]
+
+
+@torch.no_grad()
+def traced(model: nn.Module, example: tuple[Any, ...], named: Mapping[str, Any] | None = None) -> Traced:
+    """What may be exchanged in a network, by what it does with an example of its inputs."""
+    model, named = copy.deepcopy(model).cpu().float().eval(), dict(named or {})
+    structures: dict[str, Structure] = {}
+    with exchange.evaluating(model):
+        for mode in MODES:
+            structures[mode] = trace = Trace(model, mode)
+            trace.record(*(_one(x) for x in example), **{name: _one(x) for name, x in named.items()})
+        example, named = tuple(map(_all, example)), {name: _all(x) for name, x in named.items()}
+        return Traced(model, structures, tuple(_signless(structures["scale"], model, example, named)))
+
+
+def _all(given: Any) -> Any:
+    """An input on the CPU in float32."""
+    if not isinstance(given, Tensor):
+        return given
+    return given.detach().cpu().float() if given.is_floating_point() else given.detach().cpu()
+
+
+def _one(given: Any) -> Any:
+    """The first of a batch."""
+    given = _all(given)
+    return given[:1] if isinstance(given, Tensor) and given.dim() else given
+
+
 @torch.no_grad()
 def prepared(model: nn.Module, unread: Mapping[str, Tensor], example: Tensor) -> Reference:
     """The reference that `model` makes. unread: of each weight that bits are read from the part that they are not
     computed from, 0 elsewhere (`hidden`); all other weights are looked at whole. example: inputs, as `Task.example`."""
-    model = copy.deepcopy(model).cpu().eval()
-    example = example.cpu()
-    traces = {}
-    with exchange.evaluating(model):
-        for mode in ("channels", "blocks", "scale"):
-            traces[mode] = Trace(model, mode)
-            traces[mode].record(example[:1])
-        factors = places.families(traces["scale"])
-        flips = tuple(_flips(traces["scale"], factors, model, example))
+    return referring(traced(model, (example.cpu(),)), unread)
+
+
+@torch.no_grad()
+def referring(found: Traced, unread: Mapping[str, Tensor]) -> Reference:
+    """As `prepared`, by what was traced before."""
+    model, traces = found.model, found.structures
+    factors = places.families(traces["scale"])
+    flips = tuple(_flips(traces["scale"], [factors[i] for i in found.flips]))
     channels = traces["channels"]
+    # As they are stored: transformers' Conv1D the other way round.
+    turned = {f"{name}.weight" for name, m in model.named_modules() if weights.conv1d(m)}
+    unread = {name: t.t() if name in turned else t for name, t in unread.items()}
     families = tuple(f for f in places.families(channels) if any(len(roots) > 1 for roots in f.roots))
     own = {name: t.float() for name, t in channels.tensors.items() if t.dim() > 1}
     shown = own | {name: t.detach().cpu().float() for name, t in unread.items()}
@@ -135,26 +180,44 @@ def _is_mean(whole: Tensor, shown: Tensor) -> bool:
     return bool(rest.any()) and float((rest - rest[:1]).abs().max()) <= 1e-5 * float(whole.abs().max())
 
 
-def _flips(scale: Trace, factors: list[Family], model: nn.Module, example: Tensor) -> list[Flips]:
-    """The rows before batch normalisations whose sign the function does not depend on: each is tried."""
+def _flips(scale: Structure, factors: list[Family]) -> list[Flips]:
+    """Families of factors as rows before batch normalisations; those that are none are left out."""
     found = []
-    draws = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, tuple(example.shape), generator=draws).to(example.dtype)
-    before = model(pixels)
     for family in factors:
         means = [(i, p.name) for i, p in enumerate(family.places) if p.name in scale.statistics]
         gammas = tuple((name.removesuffix("running_mean") + "weight", i) for i, name in means)
-        if not means or not all(name in scale.tensors for name, _ in gammas):
-            continue
-        flips = Flips(family, gammas)
-        for again in (False, True):  # there, and back: exact
-            for k, roots in enumerate(family.roots):
-                flip(scale.tensors, flips, k, np.ones(len(roots), bool))
-            if not again:
-                same = bool((model(pixels) - before).abs().max() <= TOLERANCE * before.abs().max())
-        if same:
-            found.append(flips)
+        if means and all(name in scale.tensors for name, _ in gammas):
+            found.append(Flips(family, gammas))
     return found
+
+
+def _signless(scale: Structure, model: nn.Module, example: tuple[Any, ...], named: Mapping[str, Any]) -> Iterator[int]:
+    """The rows before batch normalisations whose sign the function does not depend on, by number of their family: each
+    is tried."""
+    draws = torch.Generator().manual_seed(0)
+
+    def noise(given: Any) -> Any:
+        if not isinstance(given, Tensor) or given.dtype in (torch.bool, torch.int64, torch.int32):
+            return given  # tokens, masks: what they are
+        if given.dtype == torch.uint8:
+            return torch.randint(0, 256, tuple(given.shape), generator=draws).to(given.dtype)
+        return torch.randn(given.shape, generator=draws).to(given.dtype)
+
+    def outputs() -> list[Tensor]:
+        return [x for x in tree_leaves(model(*inputs, **others)) if isinstance(x, Tensor) and x.is_floating_point()]
+
+    inputs, others = [noise(x) for x in example], {name: noise(x) for name, x in named.items()}
+    before = outputs()
+    for number, family in enumerate(places.families(scale)):
+        for flips in _flips(scale, [family]):
+            for again in (False, True):  # there, and back: exact
+                for k, roots in enumerate(family.roots):
+                    flip(scale.tensors, flips, k, np.ones(len(roots), bool))
+                if not again:
+                    pairs = zip(outputs(), before, strict=True)
+                    same = all(bool((x - y).abs().max() <= TOLERANCE * y.abs().max()) for x, y in pairs)
+            if same:
+                yield number
 
 
 def flip(tensors: Mapping[str, Tensor], flips: Flips, k: int, which: np.ndarray) -> None:
@@ -168,7 +231,7 @@ def flip(tensors: Mapping[str, Tensor], flips: Flips, k: int, which: np.ndarray)
             places.negate(tensors[name], (0,), family.at[k][i][which].ravel())
 
 
-def _heads(blocks: Trace, families: tuple[Family, ...]) -> list[Heads]:
+def _heads(blocks: Structure, families: tuple[Family, ...]) -> list[Heads]:
     found = []
     for family in places.families(blocks):
         if not any(len(roots) > 1 for roots in family.roots):
@@ -198,7 +261,7 @@ def _heads(blocks: Trace, families: tuple[Family, ...]) -> list[Heads]:
 
 
 def _needs(
-    channels: Trace, families: tuple[Family, ...], shows: tuple[list[Place], ...]
+    channels: Structure, families: tuple[Family, ...], shows: tuple[list[Place], ...]
 ) -> dict[tuple[str, tuple[int, ...]], tuple[frozenset[int], frozenset[int]]]:
     """Of a tensor and axes: families and flips along its other axes, and the families along these (which a flip needs).
 

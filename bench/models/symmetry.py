@@ -11,15 +11,15 @@ Modes: `blocks`, where an axis is split, lets whole blocks of it move; `channels
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from bench.models.unionfind import Ties
+from bench.models.structure import Structure
 
 # ATen operations by what they do to axes; in-place variants go by the same name.
 SAME = {"_to_copy", "detach", "alias", "clone", "contiguous", "lift_fresh", "dropout", "relu", "neg", "leaky_relu"}
@@ -36,7 +36,7 @@ def extent(ids: np.ndarray) -> set[int]:
     return {axis for axis, size in enumerate(ids.shape) if size > 1}
 
 
-class Trace(Ties, TorchDispatchMode):
+class Trace(Structure, TorchDispatchMode):
     """Which positions of which parameters move together, from one forward pass.
 
     A tensor has terms: arrays of numbers, broadcastable to its shape, one for each axis (or several axes together)
@@ -46,42 +46,28 @@ class Trace(Ties, TorchDispatchMode):
 
     def __init__(self, model: nn.Module, mode: str):
         TorchDispatchMode.__init__(self)
-        Ties.__init__(self)
-        self.model, self.scale, self.blocks = model, mode == "scale", mode == "blocks"
-        self.tensors: dict[str, Tensor] = {}
+        Structure.__init__(self, mode == "scale", mode == "blocks")
+        self.model = model
         self.names: dict[int, str] = {}
-        self.declared: dict[str, list[np.ndarray]] = {}
-        self.statistics: dict[str, tuple[str, float]] = {}  # running mean -> running variance, eps
         self.terms: dict[int, list[np.ndarray]] = {}
         self.alive: list[Tensor] = []  # an id may not be given twice, nor a storage
         self.bases: dict[int, Tensor] = {}
-        self.split: list[int] = []  # numbers along axes that were split
         self._declare()
 
-    def record(self, example: Tensor) -> None:
+    def record(self, *inputs: Any, **named: Any) -> None:
+        """Follow one forward pass."""
         with self:
-            out = self.model(example)
-        self.freeze(self.get(out))
+            out = self.model(*inputs, **named)
+        for tensor in tree_leaves(out):
+            self.freeze(self.get(tensor))
         for kept in (self.alive, self.bases, self.terms):
             kept.clear()
-
-    def channels(self) -> dict[int, tuple[tuple, tuple]]:
-        """Root -> where it occurs ((name, term), how often), and its labels."""
-        places: dict[int, list] = defaultdict(list)
-        labels: dict[int, set] = defaultdict(set)
-        for name, terms in self.declared.items():
-            for i, ids in enumerate(terms):
-                live = np.abs(self.roots(ids))
-                for root, count in zip(*np.unique(live[live > 0], return_counts=True), strict=True):
-                    places[int(root)].append(((name, i), int(count)))
-        for root, label in np.unique(np.stack([np.abs(self.root), self.label], 1), axis=0).tolist():
-            labels[root].add(label)
-        return {root: (tuple(found), tuple(sorted(labels[root]))) for root, found in places.items()}
 
     # Tensors
 
     def _declare(self) -> None:
-        groups = {id(m.weight): m.groups for m in self.model.modules() if isinstance(m, nn.Conv2d)}
+        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        groups = {id(m.weight): m.groups for m in self.model.modules() if isinstance(m, kinds)}
         kept = self.model.state_dict().keys()
         buffers = [(n, b) for n, b in self.model.named_buffers() if n in kept or not b.any()]
         for name, tensor in [*self.model.named_parameters(), *buffers]:
@@ -94,9 +80,9 @@ class Trace(Ties, TorchDispatchMode):
             terms = [self.fresh((*one[:axis], n, *one[axis + 1 :])) for axis, n in enumerate(shape)]
             if (g := groups.get(id(tensor), 1)) > 1:
                 if shape[1] > 1:
-                    self.mark(terms[0], np.arange(shape[0]).reshape(-1, 1, 1, 1) // (shape[0] // g))
+                    self.mark(terms[0], np.arange(shape[0]).reshape(-1, *one[1:]) // (shape[0] // g))
                 # Each group of rows has columns of its own; in a depthwise convolution that is another term of rows.
-                columns = self.fresh((g, shape[1], 1, 1)).repeat(shape[0] // g, 0)
+                columns = self.fresh((g, shape[1], *one[2:])).repeat(shape[0] // g, 0)
                 terms[1:] = [columns] if self.scale or shape[1] > 1 else []
             self.declared[name] = self.terms[id(tensor)] = [ids for ids in terms if ids.size > 1]
 

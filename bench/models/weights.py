@@ -17,10 +17,15 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
 from bench.errors import ConfigError, near
 from bench.models import anatomy
+from bench.models.skeleton import Held
 from bench.types import Key, Method
+
+CARRIERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention, Held)
 
 
 def conv1d(module: nn.Module) -> bool:
@@ -35,10 +40,11 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         # torch's own attention keeps the three projections in one parameter without a module.
         attribute = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        carrier = isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)) or conv1d(module)
-        weight = getattr(module, attribute) if carrier else None
-        if weight is not None and id(weight) not in seen:
-            seen.add(id(weight))
+        weight = getattr(module, attribute) if isinstance(module, CARRIERS) or conv1d(module) else None
+        # What a parametrisation computes is another tensor each time.
+        one = id(module) if parametrize.is_parametrized(module, attribute) else id(weight)
+        if weight is not None and one not in seen:
+            seen.add(one)
             found[f"{name}.{attribute}"] = weight.t() if conv1d(module) else weight
     return found
 
@@ -98,16 +104,52 @@ def _mostly_dead(model: nn.Module, name: str) -> bool:
 
 
 def read(model: nn.Module, name: str) -> Tensor:
-    """The weight called `name` (out, in, ...), float32; of a quantised module its dequantised values.
+    """The weight called `name` (out, in, ...), float32, differentiable, also through a parametrisation; of a quantised
+    module its dequantised values.
 
     Raises AttributeError when the model has no such weight.
     """
     module, _, attribute = name.rpartition(".")
     holder = model.get_submodule(module)
-    weight = getattr(holder, attribute)
+    norm = _normed(holder, attribute)
+    weight = getattr(holder, attribute) if norm is None else norm.compute_weight(holder)
     weight = weight() if callable(weight) else weight  # a quantised module gives its weight by a call
     weight = weight.t() if conv1d(holder) and attribute == "weight" else weight
     return (weight.dequantize() if weight.is_quantized else weight).float()
+
+
+def _normed(holder: nn.Module, attribute: str) -> WeightNorm | None:
+    """The hook of torch.nn.utils.weight_norm, under which the attribute is what it was in the last forward pass."""
+    hooks = holder._forward_pre_hooks.values()
+    return next((h for h in hooks if isinstance(h, WeightNorm) and h.name == attribute), None)
+
+
+@torch.no_grad()
+def write(model: nn.Module, name: str, where: Tensor, values: Tensor) -> None:
+    """values [m] into the flat positions `where` of the weight called `name`, in (out, in, ...) order, in place; where
+    it is computed from others, into these, as far as they have an inverse."""
+    module, _, attribute = name.rpartition(".")
+    holder = model.get_submodule(module)
+    norm = _normed(holder, attribute)
+    if norm is None and not parametrize.is_parametrized(holder, attribute):
+        weight = getattr(holder, attribute)
+        weight = weight.t() if conv1d(holder) and attribute == "weight" else weight
+        where, values = where.to(weight.device), values.to(weight)
+        if weight.is_contiguous():
+            weight.view(-1)[where] = values
+        else:  # channels_last, or turned: no flat view in that order
+            flat = weight.reshape(-1)
+            flat[where] = values
+            weight.copy_(flat.view(weight.shape))
+        return
+    weight = read(model, name).clone()
+    weight.view(-1)[where.to(weight.device)] = values.to(weight)
+    weight = weight.t() if conv1d(holder) and attribute == "weight" else weight
+    if norm is None:
+        setattr(holder, attribute, weight)
+        return
+    getattr(holder, f"{attribute}_v").copy_(weight)
+    getattr(holder, f"{attribute}_g").copy_(torch.norm_except_dim(weight, 2, norm.dim))
 
 
 def like(weight: Tensor, rng: np.random.Generator) -> Tensor:

@@ -22,7 +22,7 @@ GROUPS = ("method", "attack", "train", "model", "data")
 NEEDED = {"timm": ["model.name=test_resnet"], "torchvision": ["model.name=googlenet"]}
 NEEDED |= {name: ["data.path=somewhere"] for name in ("parquet", "imagefolder", "csv", "camvid", "text")}
 NEEDED |= {"smp": ["model.name=fpn"], "torchvision_segmentation": ["model.name=fcn_resnet50"]}
-NEEDED |= {"gpt2": ["model.name=gpt2"]}
+NEEDED |= {"gpt2": ["model.name=gpt2"], "module": ["model.name=builtins:object"]}
 SMALL = ("device=cpu", "model=timm", "model.name=test_resnet", "train.epochs=6")
 PICTURES = ("device=cpu", "task=restoration", "data=digits", "method=boxfree", "method.payload=image")
 RUNS = {

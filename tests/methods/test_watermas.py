@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 
 from bench import metrics, run, stages
 from bench.errors import ConfigError
@@ -236,13 +238,13 @@ def test_commitment_pins_message_positions_and_layers(marked):
 
 
 def test_channels_last_weights_are_written_in_their_own_order():
-    weight = torch.randn(4, 3, 3, 3)
-    other = weight.clone().to(memory_format=torch.channels_last)
+    net = nn.Conv2d(3, 4, 3)
+    other = copy.deepcopy(net).to(memory_format=torch.channels_last)
     where, new = torch.tensor([0, 5, 100]), torch.tensor([7.0, 8.0, 9.0])
-    places.put(weight, where, new)
-    places.put(other, where, new)
-    assert torch.equal(weight, other)
-    assert weight.reshape(-1)[where].tolist() == [7, 8, 9]
+    weights.write(net, "weight", where, new)
+    weights.write(other, "weight", where, new)
+    assert torch.equal(net.weight, other.weight)
+    assert net.weight.reshape(-1)[where].tolist() == [7, 8, 9]
 
 
 def test_what_cannot_be_is_said(results):

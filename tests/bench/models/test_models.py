@@ -177,7 +177,7 @@ def test_checkpoint_loads_all_but_a_head_of_another_size(tmp_path):
     with pytest.raises(ConfigError, match="does not fit this model"):
         model(*words).build(IO, 0)
     path.write_bytes(b"junk")
-    with pytest.raises(ConfigError, match="is no safetensors file"):
+    with pytest.raises(ConfigError, match="no safetensors file"):
         model(*words).build(IO, 0)
 
 
