@@ -47,7 +47,7 @@ LEVELS = (
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 PLUGINS = ("methods", "attacks")
 LONGEST = 400
-LONGER = {"bench/types.py": 500}  # every word that plug-ins and harness share, in one file
+LONGER = {"bench/types.py": 520}  # every word that plug-ins and harness share, in one file
 
 
 class Import(NamedTuple):
