@@ -77,9 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", help="where report.html, tables/ and figures/ go (default: RESULTS)")
     parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
     parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
-    args = parser.parse_intermixed_args(argv)
     atexit.register(gc.freeze)  # as in bench.cli.usage: of many runs there are millions of objects
-    return framed(lambda: 0 if report(args) else 1)
+    return framed(lambda: 0 if report(parser.parse_intermixed_args(argv)) else 1)
 
 
 if __name__ == "__main__":
