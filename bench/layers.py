@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench.cli import usage
-from bench.cli.compose import beside, composed
+from bench.cli.compose import composed, placed
 from bench.errors import UserError
 from bench.progress import console
 
@@ -27,11 +27,10 @@ def show(overrides: list[str]) -> None:
     from bench.experiment import prepare
     from bench.models import weights
 
-    folders, overrides = usage.placed(overrides)
-    beside(folders)
+    folders, _ = placed(overrides)
     words = [word for word in overrides if not word.startswith("method")]
-    others = {name: composed([*words, f"method={name}"], folders) for name in usage.options("method", folders)}
-    x = prepare(composed(overrides, folders))
+    others = {name: composed([*words, f"method={name}"]) for name in usage.options("method", folders)}
+    x = prepare(composed(overrides))
     model = stages.fresh(x)
     taken = {name: _takes(other, x, model) for name, other in others.items()}
     stars = {where[0] for where in taken.values() if len(where) == 1}

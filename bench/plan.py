@@ -18,7 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.cli import usage
-from bench.cli.compose import composed
+from bench.cli.compose import composed, placed
 from bench.errors import UserError
 from bench.progress import console
 
@@ -59,13 +59,15 @@ def jobs(words: list[str]) -> list[list[str]]:
     """The command lines of a sweep's jobs, as Hydra's own sweeper makes them."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    folders, words = placed(words)
+    flags = [word for folder in folders for word in ("--config-dir", str(folder))]
     parsed = OverridesParser.create().parse_overrides(words)
     plain = [o.input_line for o in parsed if not o.is_sweep_override()]
-    params = composed(plain, return_hydra_config=True).hydra.sweeper.params or {}
+    params = composed(plain, folders, return_hydra_config=True).hydra.sweeper.params or {}
     given = {o.get_key_element() for o in parsed}
     swept = [f"{key}={value}" for key, value in params.items() if key not in given]
-    choices = [usage.each_word(o) for o in OverridesParser.create().parse_overrides([*swept, *words])]
-    return [list(one) for one in itertools.product(*choices)]
+    choices = [usage.each_word(o, folders) for o in OverridesParser.create().parse_overrides([*swept, *words])]
+    return [[*flags, *one] for one in itertools.product(*choices)]
 
 
 def experiments(words: list[str]) -> Iterator[Experiment]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from bench.check import small
 from bench.cli import terminal, usage
-from bench.cli.compose import beside, composed
+from bench.cli.compose import composed, placed
 from bench.errors import ConfigError, UserError
 from bench.progress import Progress, silent, spoken
 
@@ -39,14 +39,13 @@ USUAL = ("prune", "finetune", "overwrite", "forge")  # what a method is tried ag
 
 def check(argv: list[str]) -> bool:
     """Every property of what the words name; False where one does not hold. Raises UserError."""
-    folders, words = usage.placed(argv)
+    folders, words = placed(argv)
     named = {group: _named(group, words) for group in ("method", "attack")}
     if not any(named.values()):
         raise ConfigError("name a plug-in: method=NAME or attack=NAME")
     if len(named["method"]) > 1:
         raise ConfigError("method names one: check them one after another")
     rest = [word for word in words if word.partition("=")[0] not in named]
-    beside(folders)
     with contextlib.ExitStack() as stack:
         if not any(word.startswith("results_dir=") for word in rest):
             rest.append(f"results_dir={stack.enter_context(tempfile.TemporaryDirectory(prefix='bench-check-'))}")

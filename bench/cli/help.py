@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from bench.cli.compose import CONF
-from bench.cli.usage import GROUPS, files, options, placed
+from bench.cli.compose import CONF, GROUPS, placed
+from bench.cli.usage import files, options
 from bench.errors import ConfigError, near
 
 HEAD = """\

@@ -16,12 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.cli.compose import CONF, composed
+from bench.cli.compose import CONF, CONFIG_DIR, GROUPS, composed, placed
 from bench.errors import ConfigError, framed, near
 
-GROUPS = ("method", "attack", "model", "data", "train", "task", "launcher", "logger", "experiment", "scale")
-
-CONFIG_DIR = ("--config-dir", "-cd")
 OTHER_CONFIG = ("--config-path", "-cp", "--config-name", "-cn")
 
 KEPT = "finished stages and runs are kept, and of a long stage its last checkpoint"  # after Ctrl-C
@@ -48,24 +45,6 @@ def files(group: str, folders: Iterable[str | Path] = ()) -> dict[str, Path]:
 def options(group: str, folders: Iterable[str | Path] = ()) -> list[str]:
     """Names that a configuration group offers."""
     return [*files(group, folders)]
-
-
-def placed(argv: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """(folders that --config-dir names, the other words). Raises ConfigError for one that is no folder of choices."""
-    folders, rest, words = [], [], iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag not in CONFIG_DIR:
-            rest.append(word)
-            continue
-        folder = Path(value if equals else next(words, "")).expanduser()
-        if not str(folder) or not folder.is_dir():
-            raise ConfigError(f"--config-dir {folder}: no such folder")
-        if not any((folder / group).is_dir() for group in GROUPS):
-            hint = f": {folder / 'conf'}?" if (folder / "conf").is_dir() else ""
-            raise ConfigError(f"--config-dir {folder}: holds no folder method, attack, model ... of choices{hint}")
-        folders.append(folder)
-    return folders, rest
 
 
 def problem(argv: list[str]) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import spec
+from bench import plan, spec
 from bench.cli import usage
-from bench.cli.compose import beside, composed
+from bench.cli.compose import composed
 from bench.cli.help import help_text
 from bench.errors import ConfigError
 from tests.helpers import ROOT
@@ -42,12 +42,13 @@ def test_ones_own_choices_are_choices(conf):
     assert help_text(["method=plugged", "-cd", str(conf)]).endswith("n_bits: 64")
 
 
-def test_modules_beside_the_folder_are_found(conf):
-    folders, words = usage.placed(["--config-dir", str(conf), "method=plugged"])
-    node = composed(words, folders).method
+def test_modules_beside_the_folder_are_found(conf, monkeypatch):
+    words = ["--config-dir", str(conf), "method=plugged"]
+    node = composed(words).method
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(conf.parent)])
     with pytest.raises(ConfigError, match=r"plugged\.py goes beside the folder that --config-dir names"):
         spec.build(node, "method")
-    beside(folders)
+    composed(words)
     assert spec.build(node, "method").n_bits == 64
     assert sys.path[0] != str(conf.parent)  # what is installed comes first
 
