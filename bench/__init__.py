@@ -4,6 +4,7 @@ The face for other people's code (docs/library.md), imported when it is asked fo
 
     bench.Watermark(method, model, ...)     a mark for a network that your own loop trains
     bench.verify(file, key, ...)            what a file of weights says of a key: Evidence
+    bench.commit(path, key, file, ...)      hashes of both, to be published or time-stamped
     bench.run("method=uchida", ...)         the command line's words -> DataFrame of rows
     bench.load(folder)                      all rows of a results folder -> DataFrame
 """
@@ -15,14 +16,14 @@ from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Evidence", "Watermark", "load", "run", "verify"]
+__all__ = ["Evidence", "Watermark", "commit", "load", "run", "verify"]
 
 # Before torch is imported. OpenMP's threads spin for 3 ms while they wait, which makes two jobs on the same cores ten
 # times slower; not to spin at all costs a job that has the cores to itself a quarter. This is 0.1 ms.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-_FACE = {"Watermark": "watermark", "Evidence": "evidence", "load": "store"}
+_FACE = {"Watermark": "watermark", "Evidence": "evidence", "commit": "commitment", "load": "store"}
 _CALLED = {"run": "rows", "verify": "evidence"}  # modules of these names, which are called as functions
 
 

@@ -114,12 +114,9 @@ def found(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _refers(reference: str | None, owned: Any) -> bool:
-    from bench.models import checkpoints
-    from bench.owner import keyfile
+    from bench.owner import commitment
 
-    if reference is None:
-        return False
-    return keyfile.content(checkpoints.plain(checkpoints.read(reference)).tensors) == owned.digest
+    return reference is not None and commitment.contents(owned, reference) == owned.digest
 
 
 def network(asked: argparse.Namespace, owned: Any) -> Any:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,35 @@ class Commitment:
 
 def write(path: Path, key: Path, model: Path, statement: str) -> Path:
     """Commit to a key and the network it is in; the statement (who, what, when) lies beside, as statement.txt, and its
-    hash alone is in the commitment. Raises UserError."""
-    files = checkpoints.files(model)
-    shown = [spec.sha256(file) for file in files]
+    hash alone is in the commitment. Raises UserError, also for another network than the key was saved with."""
+    owned, shown = keyfile.read(key), [spec.sha256(file) for file in checkpoints.files(model)]
+    held = contents(owned, model)
+    if owned.digest not in (None, held):
+        raise UserError(f"{model}: another network than {key} was saved with", 2)
     told = {
         "kind": KIND,
         "version": 1,
-        "key_sha256": spec.sha256(key),
+        "key_sha256": owned.sha256,
         "model_sha256": shown[0] if len(shown) == 1 else spec.digest(shown, 64),
-        "model_content": keyfile.content(checkpoints.plain(checkpoints.read(model)).tensors),
+        "model_content": held,
         "statement_sha256": hashlib.sha256(statement.encode()).hexdigest(),
     }
     write_text(path.with_name("statement.txt"), statement)
     write_json(path, told)
     return path
+
+
+def commit(path: str | Path, key: str | Path, model: str | Path, statement: str = "") -> Path:
+    """Commit to a key file and the file of the network it is in: hashes into `path`, the statement beside it. Raises
+    UserError."""
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    said = statement or f"The holder of this key claims the network whose hash is committed with it. {when}"
+    return write(Path(path), Path(key), Path(model), said)
+
+
+def contents(owned: keyfile.Owned, model: str | Path) -> str:
+    """The digest of a network's numbers (keyfile.content), whichever of its tied names a file has."""
+    return keyfile.content(keyfile.complete(checkpoints.plain(checkpoints.read(model)).tensors, owned.tied))
 
 
 def read(place: str | Path) -> Commitment:
@@ -91,8 +106,7 @@ def checked(made: Commitment, owned: keyfile.Owned, reference: str | Path | None
     if owned.digest and owned.digest != made.model_content:
         raise UserError(f"{made.path}: commits to another network than the key was saved with", 2)
     if reference is not None:
-        found = keyfile.content(checkpoints.plain(checkpoints.read(reference)).tensors)
-        if found != made.model_content:
+        if contents(owned, reference) != made.model_content:
             raise UserError(f"{made.path}: commits to another network than {reference}", 2)
         said.append("and to the reference")
     statement = made.path.with_name("statement.txt")

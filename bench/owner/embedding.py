@@ -7,7 +7,6 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +151,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], owned: keyfile.Owned, state
             aside.chmod(0o666 & ~umask)  # safetensors does not ask
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    said = statement or f"The holder of this key claims the network whose hash is committed with it. {when}"
-    commitment.write(folder / FILES[2], folder / FILES[1], folder / FILES[0], said)
+    commitment.commit(folder / FILES[2], folder / FILES[1], folder / FILES[0], statement)
 
 
 def lines(made: Embedded) -> Iterator[str]:

@@ -80,14 +80,17 @@ class Evidence:
     @property
     def caution(self) -> str:
         """What the number does not say."""
-        if self.bound:
+        if "aligned" in self.how:
             return (
-                "" if self.claim else f"p is above {self.bar:.2g}: tell it from a search among keys by the key's date"
+                "who may choose key and copy afterwards reads anything from any network: what was read after channels "
+                "were put back counts only with a commitment dated before (--commitment)"
             )
-        return (
-            "nothing in this key binds it: whoever holds the file can make another that reads as well; the probability "
-            "counts only with a commitment dated before (--commitment)"
-        )
+        if not self.bound:
+            return (
+                "nothing in this key binds it: whoever holds the file can make another that reads as well; the "
+                "probability counts only with a commitment dated before (--commitment)"
+            )
+        return "" if self.claim else f"p is above {self.bar:.2g}: only the key's date tells it from a search among keys"
 
 
 def number(log10: float) -> str:
@@ -232,22 +235,16 @@ def _aligned(owned: Owned, tensors: Mapping[str, Tensor], reference: Any, made: 
     if owned.digest is None or not owned.traced:
         why = "the key does not say what may be exchanged in the network: Watermark.save(..., model, example)"
         return replace(made, said=(*made.said, f"not aligned: {why}"))
-    if keyfile.content(held.tensors) != owned.digest:
+    if keyfile.content(keyfile.complete(held.tensors, owned.tied)) != owned.digest:
         what = reference if isinstance(reference, (str, Path)) else "the reference"
         raise UserError(
             f"{what}: not the copy that this key was saved with, and who may choose another reads what they like", 2
         )
     with unusable("the suspect cannot be put in the reference's order"), torch.no_grad():
-        ref_net = skeleton.skeleton(
-            {n: t.float() for n, t in held.tensors.items() if t.is_floating_point()}, owned.carriers, owned.turned
-        )
         found = keyfile.opened(owned, held.tensors)
-        ready = align.referring(found, align.hidden(owned.method, ref_net, owned.key))
-        floats = {n: t.float() for n, t in tensors.items() if t.is_floating_point() or n.startswith(branches.NAME)}
-        for name, others in owned.tied.items():
-            own = next((n for n in (name, *others) if n in floats), None)
-            floats |= {n: floats[own] for n in (name, *others) if own}
-        other = skeleton.skeleton(floats, owned.carriers, owned.turned)
+        ready = align.referring(found, align.hidden(owned.method, found.model, owned.key))
+        floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+        other = skeleton.skeleton(keyfile.complete(floats, owned.tied), owned.carriers, owned.turned)
         try:
             put = align.aligned(ready, other)
         except align.OtherShapes as error:

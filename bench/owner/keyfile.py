@@ -15,14 +15,14 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from bench.types import Key, Method
 FORMAT = "1"
 AT = "structure/"  # of what may be exchanged
 BITS = 1 << 20  # of a message, at most
+FILLED = 1 << 24  # numbers of buffers that files leave out, at most
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def method(name: str, **options: Any) -> Method:
     known = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
     if name not in known:
         raise ConfigError(f"method {name!r} is not known; {near(str(name), known)}")
-    try:
-        node = dict(composed([f"method={name}"]).method)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"method {name}: {str(error).splitlines()[0]}") from error
+    # Not through Hydra, of which there is one in a process: it may be somebody else's.
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
+    if node.pop("defaults", None):
+        node = OmegaConf.to_container(composed([f"method={name}"]).method)
     names = [n for n in node if n != "_target_"]
     if unknown := [n for n in options if n not in names]:
         raise ConfigError(f"{unknown[0]}: no option of method {name}; {near(unknown[0], names)}")
@@ -100,11 +101,12 @@ def described(net: nn.Module, key: Key) -> dict[str, Any]:
     for name, tensor in net.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), []).append(name)
     tied = {name: [n for n in same if n != name] for same in names.values() if len(same) > 1 for name in same}
+    tied |= {name: tied[name] for name in key.where if name in tied}
     return {
         "shapes": {name: tuple(weights.read(net, name).shape) for name in key.where},
         "carriers": carriers,
         "turned": turned,
-        "tied": {name: tied[name] for name in key.where if name in tied},
+        "tied": tied,
     }
 
 
@@ -117,6 +119,15 @@ def content(tensors: Mapping[str, Tensor]) -> str:
         told.update(json.dumps([name, list(tensor.shape)]).encode())
         told.update(tensor.numpy().tobytes())
     return told.hexdigest()
+
+
+def complete(tensors: Mapping[str, Tensor], tied: Mapping[str, list[str]]) -> dict[str, Tensor]:
+    """With all names of tensors that are one: files may hold the first."""
+    found = dict(tensors)
+    for name, others in tied.items():
+        if name in tensors:
+            found |= {other: tensors[name] for other in others if other not in found}
+    return found
 
 
 def save(owned: Owned, path: Path) -> Path:
@@ -147,35 +158,38 @@ def save(owned: Owned, path: Path) -> Path:
     return path
 
 
-class private:
-    """`with private(path) as aside`: a file that nobody else may read at any moment, put in place at the end. Raises
-    UserError where it cannot be, or where there is one already."""
+@contextmanager
+def private(path: Path) -> Iterator[Path]:
+    """A file aside that nobody else may read at any moment, which is put in place at the end. Raises UserError where it
+    cannot be, or where there is one already."""
+    if path.is_symlink() or path.exists():
+        raise UserError(f"{path} is there already, and a key that is lost is lost: choose another name", 2)
+    folder = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        aside = folder / path.name
+        yield aside
+        aside.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        _placed(aside, path)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {why}; nothing was left half-written") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    def __init__(self, path: Path):
-        self.path, self.folder = path, ""
 
-    def __enter__(self) -> Path:
-        if self.path.is_symlink() or self.path.exists():
-            raise UserError(f"{self.path} is there already, and a key that is lost is lost: choose another name", 2)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.folder = tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
-        return Path(self.folder) / self.path.name
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        aside = Path(self.folder) / self.path.name
-        try:
-            if kind is None:
-                aside.chmod(stat.S_IRUSR | stat.S_IWUSR)
-                os.link(aside, self.path)  # fails where there is one by now
-        except OSError as problem:
-            raise UserError(f"cannot write {self.path}: {problem.strerror}; nothing was left half-written") from problem
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        if isinstance(error, (SafetensorError, OSError)):
-            raise UserError(f"cannot write {self.path}: {error}; nothing was left half-written") from error
+def _placed(aside: Path, path: Path) -> None:
+    """Give a file its name, unless there is one of that name by now. Raises OSError."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.is_symlink() or path.exists():
+            raise
+        os.rename(aside, path)
 
 
 def _options(made: Method) -> dict[str, Any]:
@@ -270,21 +284,21 @@ def kept(found: align.Traced) -> dict[str, Any]:
 def opened(owned: Owned, tensors: Mapping[str, Tensor]) -> align.Traced:
     """What may be exchanged, over the marked network's tensors. Raises ValueError for another network's."""
     arrays, more = owned.traced["arrays"], owned.traced["more"]
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    given = complete(tensors, owned.tied)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in given.items()}
     structures = {}
     try:
         # Buffers that a file leaves out are those that hold nothing.
-        for name, shape in more["channels"]["shapes"].items():
-            if name not in tensors and math.prod(shape) <= 1 << 24:
-                tensors[name] = torch.zeros(shape)
+        empty = {n: shape for n, shape in more["channels"]["shapes"].items() if n not in tensors}
+        if sum(map(math.prod, empty.values())) > FILLED:
+            raise ValueError(f"the network lacks {len(empty)} of its tensors, {next(iter(empty))} for one")
+        tensors |= {name: torch.zeros(shape) for name, shape in empty.items()}
         for mode in ("channels", "blocks", "scale"):
             parts = {n.removeprefix(f"{mode}."): x for n, x in arrays.items() if n.startswith(f"{mode}.")}
             structures[mode] = unpacked(parts, more[mode], tensors)
         flips = tuple(int(i) for i in more["flips"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    for name, others in owned.tied.items():
-        tensors |= {other: tensors[name] for other in others if name in tensors}
-    net = skeleton.skeleton(tensors, owned.carriers, owned.turned)
-    # Views of the skeleton's own tensors: what is put in order is looked up by name in both.
-    return align.Traced(net, structures, flips)
+    # What the file leaves out is no part of it.
+    shared = {name: tensors[min([name, *owned.tied.get(name, [])])] for name in given}
+    return align.Traced(skeleton.skeleton(shared, owned.carriers, owned.turned), structures, flips)

@@ -122,9 +122,10 @@ class Watermark:
         """Note what the network is called with for the first time."""
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                return
             hook.remove()
-            if not torch.compiler.is_compiling():
-                self._inputs = tuple(map(_few, args)), {name: _few(x) for name, x in kwargs.items()}
+            self._inputs = tuple(map(_few, args)), {name: _few(x) for name, x in kwargs.items()}
 
         hook = self.model.register_forward_pre_hook(note, with_kwargs=True)
 

@@ -79,4 +79,12 @@ def test_a_reader_who_has_seen_enough_ends_a_command_in_silence():
     code = "from bench.cli import usage; raise SystemExit(usage.answer(['--help'], lambda: 'x' * 200_000, print))"
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (1, b"")  # not all was said
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_plan_of_ones_own_choices(conf):
+    words = ["--config-dir", str(conf), "method=plugged,uchida", "attack=none"]
+    assert plan.jobs(words) == [
+        ["--config-dir", str(conf), f"method={name}", "attack=none"] for name in ("plugged", "uchida")
+    ]
+    assert [composed(job).method._target_ for job in plan.jobs(words)] == ["plugged.Plugged", "methods.uchida.Uchida"]
