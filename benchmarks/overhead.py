@@ -27,6 +27,7 @@ CASES = {
     "frequency": (("method=frequency",), "<= 1.1"),
     "frequency, in place": (("method=frequency", "method.module=false"), None),
     "riga": (("method=riga",), "<= 1.3"),
+    "deepsigns": (("method=deepsigns",), "<= 1.3"),
     "watermas": (("method=watermas",), "<= 1.35"),
     "watermas, every step": (("method=watermas", "method.every=1"), None),
     "watermas, substitution alone": (("method=watermas", "method.sharpness=0"), None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_links_lead_somewhere():
 
 def test_commands_in_documents_compose():
     said = []
+    problem = cache(lambda *words: usage.problem([*words]))  # many stand in several documents
     for path in documents():
         for module, words, line in markdown.commands(path.read_text(encoding="utf-8")):
             place = f"{path.relative_to(ROOT)}:{line}: python -m {module} {' '.join(words)}"
@@ -69,7 +71,7 @@ def test_commands_in_documents_compose():
             if module == "bench" and "--help" in words:
                 help_text(words)
             elif module == "bench":
-                wrong = usage.problem(markdown.concrete(words, usage.GROUPS))
+                wrong = problem(*markdown.concrete(words, usage.GROUPS))
                 if wrong and "is not installed" not in wrong:  # an extra's launcher
                     said.append(f"{place}: {wrong}")
             elif not markdown.runnable(module, ROOT):
