@@ -63,13 +63,17 @@ def embed(x: Experiment, out: str, statement: str = "") -> Embedded:
     model = stages.skeleton(x)
     draws = np.random.default_rng(secrets.randbits(256))
     key = method.keygen(model, draws, x.task.view("owner"))
+    evidence.enough(method, key, x.verify.alpha)
     where = f"{len(key.where)} layers" if len(key.where) > 3 else ", ".join(key.where) or "its outputs"
     before, given = None, bool(x.model.checkpoint or getattr(x.model, "weights", None))
-    if x.host_train.epochs and not method.from_scratch:
-        x.say(f"training an unmarked network first, {x.host_train.epochs} epochs")
-        stages.owner_fit(x, "host")(model, stages.owned(x, stages.owner_fit(x, "host")))
     if given or not method.from_scratch:
-        before = stages.evaluate(x, x.task, model, "validation")
+        host = stages.fresh(x)
+        if x.host_train.epochs:
+            x.say(f"training an unmarked network first, {x.host_train.epochs} epochs")
+            fit = stages.owner_fit(x, "host")
+            fit(host, stages.owned(x, fit))
+        before = stages.evaluate(x, x.task, host.eval(), "validation")
+        model.load_state_dict(host.state_dict(), strict=False)  # what the method adds stays untrained
     x.say(f"embedding {x.method_name}, {key.n_bits} bits in {where}, {x.mark_train.epochs} epochs")
     fit = replace(stages.owner_fit(x), seed=secrets.randbits(63))
     model = method.embed(model, key, stages.owned(x, fit), fit).eval()

@@ -17,6 +17,7 @@ from bench.errors import ConfigError, UserError, bounded
 from bench.models import align, branches, checkpoints, skeleton
 from bench.owner import keyfile
 from bench.owner.keyfile import Owned
+from bench.types import Key, Method
 
 ALPHA = 1e-9  # as verify.alpha
 
@@ -99,6 +100,16 @@ def number(log10: float) -> str:
         return f"{10**log10:.2g}"
     whole = math.floor(log10)
     return f"{10 ** (log10 - whole):.1f}e{whole}"
+
+
+def enough(method: Method, key: Key, alpha: float = ALPHA) -> None:
+    """Raises ConfigError for a message that is too short to be detected, even where all of its bits match."""
+    least = metrics.log10_p(0.0, key.n_bits, 2 if method.signs else 1, method.chance(key))
+    if not metrics.is_detected(least, alpha, 2):
+        raise ConfigError(
+            f"{key.n_bits} bits verify at no alpha below {number(least + math.log10(2))}, and {alpha:g} is asked for: "
+            "more of them (n_bits)"
+        )
 
 
 def verify(

@@ -49,9 +49,9 @@ class Watermark:
         example: Any = None,
         **options: Any,
     ):
+        self.model = bare(model)
         if seed is not None:
             bounded("seed", seed, *SEEDS)
-        self.model = bare(model)
         self.method = keyfile.method(method, **_options(method, layer, options))
         if why := self.method.harness_only or ("" if self.method.access == "weights" else "it reads outputs"):
             raise ConfigError(f"method {method} is embedded by `python -m bench.embed` alone: {why}")
@@ -60,6 +60,7 @@ class Watermark:
             made = self.method.keygen(self.model, draws, None)
         if made is None:
             raise ConfigError(f"method {method} carries no message")
+        evidence.enough(self.method, made)
         self.key: Key = made
         started = spec.derive(seed, "owner", "fit") if seed is not None else secrets.randbits(63)
         self.hooks = self.method.hooks(self.model, self.key, started)
@@ -176,8 +177,12 @@ def plain(net: nn.Module) -> nn.Module | None:
         made = copy.deepcopy(net)
         for part in [*made.modules()]:
             if parametrize.is_parametrized(part):
-                for name in [*part.parametrizations]:
-                    parametrize.remove_parametrizations(part, name)
+                # Not by remove_parametrizations: a copy shares its class with the network, which would lose its weight.
+                held = {name: getattr(part, name).detach().clone() for name in part.parametrizations}
+                part.__class__ = type(part).__bases__[0]
+                del part.parametrizations
+                for name, value in held.items():
+                    part.register_parameter(name, nn.Parameter(value))
             for hook in [*part._forward_pre_hooks.values()]:
                 if isinstance(hook, WeightNorm):
                     remove_weight_norm(part, hook.name)

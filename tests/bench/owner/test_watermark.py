@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, weight_norm
 import bench
 from bench.errors import ConfigError, UserError
 from bench.owner import keyfile
-from bench.owner.watermark import bare
+from bench.owner.watermark import bare, plain
 from tests.bench.owner.conftest import net, permuted, trained
 
 OPTIONS = {
@@ -23,7 +23,7 @@ OPTIONS = {
     "vote": {"n_bits": 48},
     "neuralmark": {"n_bits": 64, "k": 64, "rounds": 1},
     "greedy": {"n_bits": 64, "row": 16, "divider": 4},
-    "riga": {"n_bits": 48, "hidden": 20, "unmarked": 8, "lambda": 1.0},
+    "riga": {"n_bits": 96, "hidden": 50, "unmarked": 200, "rate": 0.01, "lambda": 5.0},
     "watermas": {"n_bits": 64, "sharpness": 0},
     "tondi": {"n_bits": 64, "spread": 8},
     "tattooed": {"n_bits": 40, "share": 0.5, "gamma": 2.0, "d_c": 4, "layer": "*"},
@@ -61,6 +61,7 @@ def test_every_method_that_can_marks_verifies_and_is_read_from_a_file(method, tm
         ("uchida", {"nbits": 3}, "nbits: no option of method uchida; did you mean 'n_bits'"),
         ("uchida", {"n_bits": 10**6}, "choose a larger layer"),
         ("uchida", {"n_bits": -1}, "must be at least 1"),
+        ("uchida", {"n_bits": 20}, "20 bits verify at no alpha below"),
         ("uchida", {"layer": "nowhere"}, "matches no convolution"),
         ("uchida", {"seed": 2**70}, "seed="),
     ],
@@ -74,10 +75,10 @@ def test_what_cannot_be_is_one_line(method, options, why):
 
 
 def test_the_head_carries_no_mark_and_a_layer_may_be_named():
-    assert bench.Watermark("uchida", net(), seed=0, n_bits=16).key.where == ("last.0.weight",)
-    assert bench.Watermark("uchida", net(), seed=0, n_bits=16, layer="body.0").key.where == ("body.0.weight",)
+    assert bench.Watermark("uchida", net(), seed=0, n_bits=40).key.where == ("last.0.weight",)
+    assert bench.Watermark("uchida", net(), seed=0, n_bits=40, layer="body.0").key.where == ("body.0.weight",)
     model = net()
-    bench.Watermark("uchida", model, seed=0, n_bits=16)
+    bench.Watermark("uchida", model, seed=0, n_bits=40)
     assert not hasattr(model, "anatomy")  # nothing of it stays in somebody's network
 
 
@@ -127,9 +128,7 @@ def test_normalised_layers_are_marked_through_their_parametrisation(method, norm
     assert found
     assert "1 weights computed from their parametrisation" in found.said
     if norm is parametrizations.weight_norm:  # by what it computes, channels go back as they do in a plain network
-        made = copy.deepcopy(model)
-        nn.utils.parametrize.remove_parametrizations(made.last[0], "weight")
-        other = permuted(made.state_dict())
+        other = permuted(plain(model).state_dict())
         assert not bench.verify(other, tmp_path / "key.safetensors")
         assert bench.verify(other, tmp_path / "key.safetensors", reference=tmp_path / "w.pth")
 
@@ -147,9 +146,9 @@ def test_half_precision_is_marked_and_read(tmp_path):
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
-        self.wte = nn.Embedding(40, 24)
-        self.h = nn.Linear(24, 24)
-        self.lm_head = nn.Linear(24, 40, bias=False)
+        self.wte = nn.Embedding(40, 48)
+        self.h = nn.Linear(48, 48)
+        self.lm_head = nn.Linear(48, 40, bias=False)
         self.lm_head.weight = self.wte.weight
 
     def forward(self, tokens, mask=None):
@@ -159,15 +158,20 @@ class Tied(nn.Module):
 def test_tied_weights_are_one_and_found_by_either_name(tmp_path):
     torch.manual_seed(0)
     model = Tied()
-    mark = bench.Watermark("tondi", model, seed=0, n_bits=40, spread=8, layer="lm_head")
-    mark.step(model)
+    mark = bench.Watermark("uchida", model, seed=0, n_bits=40, layer="lm_head")
+    trained(model, mark)
     model(tokens=torch.randint(0, 40, (2, 6)))  # which notes what it takes: words, by name
     mark.save(tmp_path / "key.safetensors")
     state = model.state_dict()
     for name in ("wte.weight", "lm_head.weight"):
         rest = {k: v for k, v in state.items() if k != name}
         assert bench.verify(rest, tmp_path / "key.safetensors").ber == 0
-    # Units of h exchanged, the head's columns with them: the embedding's too, so that nothing else may follow.
+        # The columns of both in another order, and h's on either side with them: the same function.
+        order = torch.randperm(48)
+        other = {k: v[..., order] for k, v in rest.items()}
+        other["h.weight"] = other["h.weight"][order]
+        assert not bench.verify(other, tmp_path / "key.safetensors")
+        assert bench.verify(other, tmp_path / "key.safetensors", reference=rest)
     assert keyfile.read(tmp_path / "key.safetensors").traced
 
 
@@ -211,13 +215,13 @@ def test_weights_stored_the_other_way_round_are_turned(method, tmp_path):
     [
         lambda: nn.Sequential(nn.Conv1d(2, 12, 3), nn.Conv1d(12, 16, 3), nn.Conv1d(16, 4, 3)),
         lambda: nn.Sequential(nn.Conv3d(2, 12, 3), nn.Conv3d(12, 16, 3), nn.Conv3d(16, 4, 3)),
-        lambda: nn.TransformerEncoderLayer(24, 2, 48, batch_first=True),
+        lambda: nn.TransformerEncoderLayer(48, 2, 96, batch_first=True),
     ],
 )
 def test_layers_of_any_dimension_carry_marks(kind, tmp_path):
     torch.manual_seed(0)
     model = kind()
-    mark = bench.Watermark("uchida", model, seed=0, n_bits=20)
+    mark = bench.Watermark("uchida", model, seed=0, n_bits=32)
     trained(model, mark)
     mark.save(tmp_path / "key.safetensors")
     assert mark.verify(model)
@@ -225,7 +229,7 @@ def test_layers_of_any_dimension_carry_marks(kind, tmp_path):
 
 
 def test_the_key_is_for_its_owner_and_is_not_written_over(tmp_path):
-    mark = bench.Watermark("uchida", net(), seed=0, n_bits=16)
+    mark = bench.Watermark("uchida", net(), seed=0, n_bits=40)
     path = mark.save(tmp_path / "deep" / "key.safetensors")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     content = path.read_bytes()
@@ -243,7 +247,7 @@ def test_the_key_is_for_its_owner_and_is_not_written_over(tmp_path):
 def test_a_network_is_left_as_it_was_but_for_the_mark():
     model = net()
     before = copy.deepcopy(model.state_dict())
-    mark = bench.Watermark("uchida", model, seed=0, n_bits=16)
+    mark = bench.Watermark("uchida", model, seed=0, n_bits=40)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     hooks = len(model._forward_pre_hooks)
     model(torch.randn(2, 3, 8, 8))
