@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         if asked.json:
             print(json.dumps({"status": UNUSABLE, "verified": None, "error": str(error)}))
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {harmless(str(error))}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -86,6 +86,8 @@ def found(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Of each key its file, evidence, commitment (or None) and what that covers."""
     from bench.owner import commitment, evidence, keyfile
 
+    if odd := next((word for word in asked.words if "=" not in word), ""):
+        raise UserError(f"{odd}: one file at a time, {asked.file} is the suspect", UNUSABLE)
     commitments = [commitment.read(place) for place in asked.commitment]
     stamped = [commitment.dated(made, asked.timestamp, asked.ca) for made in commitments]
     if asked.timestamp and not any(made.date for made in stamped):
@@ -93,6 +95,8 @@ def found(asked: argparse.Namespace) -> list[dict[str, Any]]:
     told = []
     for place in asked.key:
         owned = keyfile.read(place)
+        if asked.words and owned.method.access == "weights":
+            raise UserError(f"{asked.words[0]}: {place} is read from weights, which takes no network", UNUSABLE)
         mine = [made for made in stamped if made.key_sha256 == owned.sha256]
         covers = [commitment.checked(made, owned, asked.reference) for made in mine]
         suspect: Any = asked.file if owned.method.access == "weights" else network(asked, owned)
@@ -146,7 +150,7 @@ def show(item: dict[str, Any]) -> None:
     """Evidence of one key, on stdout."""
     made: Evidence = item["evidence"]
     dated: Commitment | None = item["commitment"]
-    print(f"{'VERIFIED' if made.detected else 'NOT VERIFIED'}: {item['key']} in {made.suspect}")
+    print(harmless(f"{'VERIFIED' if made.detected else 'NOT VERIFIED'}: {item['key']} in {made.suspect}"))
     print(f"  bits    {made.matches} of {made.n_bits}, BER {made.ber:.4f}, read {made.how}; method {made.method}")
     from bench.owner.evidence import number
 
@@ -164,10 +168,15 @@ def show(item: dict[str, Any]) -> None:
     told("", made.sentence)
 
 
+def harmless(text: str) -> str:
+    """Without what moves a terminal's cursor: names of tensors are whoever's who wrote the file."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def told(start: str, line: str) -> None:
     """A line of any length, in 80 columns; what has no blank stays whole."""
     about = {"initial_indent": start, "subsequent_indent": " " * len(start)}
-    print(textwrap.fill(line, 80, break_long_words=False, break_on_hyphens=False, **about))
+    print(textwrap.fill(harmless(line), 80, break_long_words=False, break_on_hyphens=False, **about))
 
 
 def as_json(item: dict[str, Any]) -> dict[str, Any]:

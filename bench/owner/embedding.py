@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench import metrics, stages
+from bench.cli.compose import composed
 from bench.errors import ConfigError, UserError
 from bench.experiment import Experiment
 from bench.models import align, base, branches, checkpoints
@@ -185,7 +186,6 @@ def words(given: list[str]) -> list[str]:
     more = []
     if {"model.checkpoint", "model.weights"} & keys:
         more += [] if "host.epochs" in keys else ["host.epochs=0"]
-        method = next((word.partition("=")[2] for word in given if word.startswith("method=")), "neuralmark")
-        has = hasattr(keyfile.method(method), "situation")
+        has = "situation" in composed(given).method
         more += ["method.situation=finetune"] if has and "method.situation" not in keys else []
     return [*given, *more, *([] if "attack" in keys else ["attack=none"])]

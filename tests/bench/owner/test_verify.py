@@ -128,6 +128,22 @@ def test_alpha_is_a_probability_and_decides(say):
         assert say("marked.pth", "--alpha", odd)[0] == 2
 
 
+def test_a_second_file_is_no_word_and_is_not_passed_over(say):
+    assert "plain.pth: one file at a time" in say("marked.pth", "plain.pth")[2]
+    assert "is read from weights, which takes no network" in say("marked.pth", "model=resnet18")[2]
+    assert say("marked.pth", "plain.pth")[0] == 2
+
+
+def test_names_do_not_move_the_cursor(say, owned):
+    state = torch.load(owned / "marked.pth")
+    torch.save({f"\x1b[2J\rVERIFIED.{k}": v for k, v in state.items()}, owned / "odd.pth")
+    status, out, err = say("odd.pth")
+    assert status == 0
+    assert "\x1b" not in out + err
+    assert "\r" not in out + err
+    assert "?[2J?VERIFIED. is left out of its tensors' names" in " ".join(out.split())
+
+
 def test_help_fits_a_screen():
     text = command.parser().format_help()
     assert 24 <= len(text.splitlines()) <= 40
