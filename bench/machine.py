@@ -88,8 +88,11 @@ def stop(device: torch.device, started: float) -> tuple[float, float]:
 
 
 def memory() -> int:
-    """Bytes that this process may use at all: the machine's, or what its container is given."""
+    """Bytes that this process may use at all: the machine's with what it swaps to, or what its container is given."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        total += 1024 * int(lines.get("SwapTotal", "0 kB").split()[0])
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # "max"
             total = min(total, int(Path(file).read_text()))

@@ -100,11 +100,14 @@ def problem(argv: list[str]) -> str:
                 trials.append(list({**first, o.input_line: value}.values()))
     for trial in trials:
         try:
-            hole = _hole(composed(trial, folders, return_hydra_config=True))
+            cfg = composed(trial, folders, return_hydra_config=True)
+            hole, nowhere = _hole(cfg), _nowhere(cfg)
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: experiment=null
             return _explain(error, trial, folders)
         if hole:
             return f"{hole} has no value: give {hole}=..."
+        if nowhere:
+            return nowhere
     return ""
 
 
@@ -155,6 +158,22 @@ def _hole(cfg: DictConfig) -> str:
     # Not of the whole: options beside the groups may ask Hydra for what it knows only of a running job.
     nodes = (node for group in GROUPS if OmegaConf.is_config(node := cfg.get(group)))
     return min((key for node in nodes for key in OmegaConf.missing_keys(node)), default="")
+
+
+def _nowhere(cfg: DictConfig) -> str:
+    """What is wrong with where results are to go: a mistyped place is not to be made, however deep."""
+    for name in ("results_dir", "cache.root"):
+        place = Path(str(OmegaConf.select(cfg, name))).expanduser()
+        if place.is_absolute() and not place.is_relative_to(Path.cwd()) and not place.parent.is_dir():
+            if name == "cache.root" and place.parent == Path(str(cfg.results_dir)).expanduser():
+                continue
+            return f"{name}={place}: {place.parent} is no folder: make it first, if that is the place"
+    return ""
+
+
+def at_home(word: str) -> str:
+    """A word of the command line, a place in it that begins with ~ written out: no shell does that within a word."""
+    return re.sub(r"^([+~]*(?:results_dir|cache\.root)=[\"']?)~(?=/|[\"']?$)", rf"\g<1>{Path.home()}", word)
 
 
 def _explain(error: Exception, trial: list[str], folders: list[Path]) -> str:
@@ -210,6 +229,6 @@ def answer(argv: list[str], doc: Callable[[], str], run: Callable[[list[str]], b
         if any(word in ("-h", "--help") for word in argv):
             print(doc())
             return 0
-        return 1 if run(argv) is False else 0
+        return 1 if run([*map(at_home, argv)]) is False else 0
 
     return framed(work, kept, "" if "debug=true" in argv else "debug=true")

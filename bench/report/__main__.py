@@ -72,9 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m bench.report", description="Tables and figures of all runs.")
     parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(FILTERS)}: a,b,...")
-    parser.add_argument("--results", default="results", help="folder of the results (default: %(default)s)")
-    parser.add_argument("--runs", help="folder of the run files (default: RESULTS/runs)")
-    parser.add_argument("--out", help="where report.html, tables/ and figures/ go (default: RESULTS)")
+    home = os.path.expanduser  # no shell does that after a =
+    parser.add_argument("--results", default="results", type=home, help="folder of the results (default: %(default)s)")
+    parser.add_argument("--runs", type=home, help="folder of the run files (default: RESULTS/runs)")
+    parser.add_argument("--out", type=home, help="where report.html, tables/ and figures/ go (default: RESULTS)")
     parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
     parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
     atexit.register(gc.freeze)  # as in bench.cli.usage: of many runs there are millions of objects

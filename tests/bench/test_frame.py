@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from bench.cli import usage
 from bench.errors import UserError, framed
 from tests.helpers import ROOT
 
@@ -97,3 +98,28 @@ def test_the_end_of_a_sweep_counts_what_it_could_not_say(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         Sweep().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
     assert stop.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "made"),
+    [
+        ("results_dir=~/x", "results_dir=/home/me/x"),
+        ('cache.root="~/x, y"', 'cache.root="/home/me/x, y"'),
+        ("results_dir=~", "results_dir=/home/me"),
+        ("results_dir=a~/x", "results_dir=a~/x"),
+        ("results_dir=~you/x", "results_dir=~you/x"),
+        ("~results_dir", "~results_dir"),
+    ],
+)
+def test_home_is_written_out_before_hydra_makes_folders(monkeypatch, word, made):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert usage.at_home(word) == made
+
+
+def test_a_place_whose_parent_is_not_there_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = f"results_dir=/nowhere/deep: {os.sep}nowhere is no folder: make it first, if that is the place"
+    assert usage.problem(["-m", "method=uchida", "results_dir=/nowhere/deep"]) == said
+    assert usage.problem(["cache.root=/nowhere/deep"]).startswith("cache.root=/nowhere/deep: /nowhere is no folder")
+    for fine in (f"results_dir={tmp_path.parent}/new", "results_dir=new/deep/er", "results_dir=/nowhere"):
+        assert usage.problem([fine]) == ""

@@ -55,7 +55,7 @@ def test_verdicts_go_into_files_and_a_table_of_80_columns(faked, capsys, tmp_pat
     assert "held 2, failed 0, inconclusive 0" in out.out
     assert "[uchida_pruning 3 of 3] seed=2" in out.err
     entries = json.loads((tmp_path / "claims.json").read_text())
-    assert [tuple(e) for e in entries] == [verdicts.COLUMNS] * 2
+    assert [tuple(e) for e in entries] == [(*verdicts.COLUMNS, "check")] * 2
     pruning = entries[1]
     assert (pruning["name"], pruning["verdict"], pruning["data"], pruning["model"]) == (
         "uchida_pruning",

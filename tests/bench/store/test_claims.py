@@ -36,3 +36,15 @@ def test_entries_of_before_there_were_published_values_are_read(tmp_path):
         path.write_text(json.dumps([{key: value for key, value in old.items() if key != name}]))
         with pytest.raises(UserError, match="holds no claims"):
             verdicts.read(path)
+
+
+def test_an_entry_that_changed_is_not_believed(tmp_path):
+    path = tmp_path / "claims.json"
+    entry = dict.fromkeys(verdicts.COLUMNS, "x") | {"verdict": "held", "command": "python -m bench.claims a"}
+    assert verdicts.remember(path, entry) == [entry]
+    assert verdicts.remember(path, entry) == verdicts.read(path) == [entry]
+    content = path.read_text()
+    for changed in (content.replace('"held"', '"hell"'), content.replace('"check"', '"chack"')):
+        path.write_text(changed)
+        with pytest.raises(UserError, match="holds no claims"):
+            verdicts.read(path)
