@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -50,7 +51,10 @@ def connect(url: str) -> Remote:
         if local and not Path(path).parent.is_dir():
             raise ConfigError(f"cache.url={url}: {Path(path).parent} is no folder: make it first, if that is the place")
         mark = f"{path.rstrip('/')}/{README}"
-        if not files.exists(mark):
+        if local and not os.path.lexists(mark):  # what others made a link of is not written through
+            with published(Path(mark)) as aside:
+                aside.write_bytes(ABOUT)
+        elif not local and not files.exists(mark):
             files.pipe_file(mark, ABOUT)
     except ImportError as error:
         extra = "; for s3://: pip install -e '.[s3]'" if url.startswith("s3") else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ TINY = ("model=timm", "model.name=test_resnet", "train.epochs=1", "data.train_li
 TINY += ("verify.keys=10", "method.n_bits=64", "device=cpu", "threads=1", "attack.ratios=[0.5]")
 ONE = (*TINY, "method=uchida", "attack=prune")
 GRID = ("-m", *TINY, "method=uchida", "attack=prune", "attack.scope=global,layer", "seed=0,1")
-OWN = ("seconds", "peak_mb", "created_at")  # what no two runs share
+OWN = ("seconds", "peak_mb", "created_at", "commit")  # what no two runs share, or a commit beside the measuring changes
 
 
 def rows(folder: Path) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def trials(scene: Scene, count: int, rng: np.random.Generator, base: Path) -> Co
         wrong += differences(truth, scene.look(folder))
         wrong["files left"] += len(forked.left(folder))
         if +wrong:
-            print(f"{scene.name}, kill {i} at {at}: {dict(+wrong)}\n{log.read_text()[-2000:]}")
+            print(f"{scene.name}, kill {i} at {at}: {dict(+wrong)}\n{log.read_text()[-2000:]}", file=sys.stderr)
         found += wrong
         shutil.rmtree(folder)
     return found

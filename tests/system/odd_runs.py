@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def measured(count: int, seed: int, base: Path) -> Counter[str]:
             or "Traceback" in log.read_text()
         ):
             found["reports lost"] += 1
-            print(log.read_text()[-2000:])
+            print(log.read_text()[-2000:], file=sys.stderr)
             continue
         rows = [*csv.DictReader((folder / "results" / "tables" / "rows.csv").open(encoding="utf-8"))]
         there = {row["run_id"] for row in rows}

@@ -273,6 +273,14 @@ def test_an_upload_replaces_a_link_and_follows_none(tmp_path):
     assert not weights.is_symlink()
 
 
+def test_a_store_is_not_opened_through_a_link(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / remote.README).symlink_to(tmp_path / "elsewhere.txt")
+    remote.connect.cache_clear()
+    remote.connect(f"file://{tmp_path}/shared")
+    assert not (tmp_path / "elsewhere.txt").exists()
+
+
 @pytest.mark.parametrize("what", ["pipe", "device", "folder"])
 def test_what_another_user_left_there_is_neither_waited_for_nor_followed(tmp_path, what):
     shared = tmp_path / "shared"
