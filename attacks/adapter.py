@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from bench import spec
 from bench.errors import ConfigError, within
+from bench.metrics import Knob
 from bench.models import lora
 from bench.models.weights import weights
 from bench.types import Fit, Snapshot, TunedAttack, Victim
@@ -31,6 +33,10 @@ class Adapter(TunedAttack):
     trained from the host for `epochs` on the attacker's data, added one after another (0: none). All of this is ours.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {
+        "scale": Knob("Scale of the adapter", 1.0, rises=False),
+        "merged": Knob("Adapters added"),
+    }
     needs = ("weights", "host")
 
     scales: list[float] = within(0.0, 100.0)

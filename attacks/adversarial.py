@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.errors import within
+from bench.metrics import Knob
 from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
 RANGE = 255.0  # of a pixel
@@ -23,6 +24,7 @@ class Adversarial(TunedAttack):
     network that trains: `iterations` steps of `step` (of the range) up the sign of the loss's gradient, from a random
     start."""
 
+    knobs: ClassVar[dict[str, Knob]] = {"eps": Knob("Largest change of a pixel")}
     needs_data = True
 
     eps: list[float] = within(0.0, 1.0)

@@ -14,6 +14,7 @@ from torch import nn
 
 from bench import machine, spec
 from bench.errors import ConfigError, choice, near
+from bench.metrics import Knob
 from bench.types import Attack, Fit, Snapshot, Task, Victim
 
 
@@ -69,6 +70,10 @@ class Chain(Attack):
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(dict.fromkeys(item for step in self.attacks.values() for item in step.needs))
+
+    @property
+    def knobs(self) -> dict[str, Knob]:  # type: ignore[override]
+        return {name: knob for step in self.attacks.values() for name, knob in step.knobs.items()}
 
     @property
     def version(self) -> int:  # type: ignore[override]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from bench.errors import within
+from bench.metrics import Knob
 from bench.models import branches
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -17,6 +19,7 @@ from bench.types import Fit, Snapshot, TunedAttack, Victim
 class Cut(TunedAttack):
     """Remove the module (epoch 0), then train all that is left on the attacker's data, a snapshot per epoch."""
 
+    knobs: ClassVar[dict[str, Knob]] = {"epoch": Knob("Epochs after the cut", None)}
     needs = ("weights", "method")
     needs_data = True
 

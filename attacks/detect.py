@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from attacks._layers import FEATURES, layers
 from bench import metrics
 from bench.errors import within
+from bench.metrics import Knob
 from bench.models import branches
 from bench.types import Attack, Fit, Key, Snapshot, Victim
 
@@ -40,6 +42,7 @@ class Detect(Attack):
     no marks, and the row says so.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"shadows": Knob("Shadow networks", None)}
     needs = ("weights", "method")
     needs_data = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from attacks._students import StudentAttack
 from bench import spec
 from bench.errors import within
+from bench.metrics import Knob
 from bench.types import Fit, Snapshot, Task, Victim
 
 
@@ -22,6 +23,7 @@ class Distill(StudentAttack):
     the one on the attacker's labels, which are not read at alpha 1.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"epoch": Knob("Epochs of distillation", None)}
     needs = ("outputs",)
 
     temperature: float = spec.later(1.0, check=within(0, ends="(]"))

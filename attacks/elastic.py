@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.errors import within
+from bench.metrics import Knob
 from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
 
@@ -24,6 +25,7 @@ class Elastic(TunedAttack):
     labelled: whether the attacker's images have labels; else they get those that the victim names.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"lambda": Knob("Weight of the penalty", None, rises=False, log=True)}
     needs_data = True
 
     lambdas: list[float] = within(0.0, 1e9)

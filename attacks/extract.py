@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attacks._students import StudentAttack
+from bench.metrics import Knob
 from bench.types import Fit, Snapshot, Victim
 
 
@@ -21,6 +22,7 @@ class Extract(StudentAttack):
     """The attacker's own labels are never read. A service of labels answers with classes, int64 [B], or one a pixel; of
     one that answers with more, a network say, only the largest output counts."""
 
+    knobs: ClassVar[dict[str, Knob]] = {"epoch": Knob("Epochs of extraction", None)}
     needs = ("labels",)
 
     def skip(self, victim: Victim) -> str | None:

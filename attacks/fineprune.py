@@ -6,12 +6,14 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.errors import within
+from bench.metrics import Knob
 from bench.models import anatomy
 from bench.models.symmetry import Trace, extent
 from bench.models.weights import stage, weights
@@ -28,6 +30,7 @@ class Fineprune(TunedAttack):
     the attacker's images. All that makes or reads a unit is zeroed, normalisation too, so that it stays silent.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"share": Knob("Share of units removed")}
     needs_data = True
 
     shares: list[float] = within(0.0, 1.0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from bench import metrics, spec
 from bench.errors import ConfigError, among, within
+from bench.metrics import Knob
 from bench.models.heads import same
 from bench.types import Fit, Snapshot, Task, TunedAttack, Victim
 
@@ -28,6 +29,7 @@ class Finetune(TunedAttack):
     (NeuralMark's setting): utility is then that data set's and damage is undefined.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"epoch": Knob("Epochs of fine-tuning")}
     needs_data = True
 
     mode: str = among("ftal", "ftll", "rtal", "rtll", "smooth", "regularise")

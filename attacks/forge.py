@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 from attacks._reference import chosen
 from bench import metrics, spec
 from bench.errors import within
+from bench.metrics import Knob
 from bench.types import Attack, Fit, Key, Method, Snapshot, Victim
 
 
@@ -39,6 +41,11 @@ class Forge(Attack):
     data. Of a mark in classes only tries and what the method knows (`named`): there are no weights to read.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {
+        "tries": Knob("Keys tried", None, log=True),
+        "grind": Knob("Keys ground", None, log=True),
+        "learn": Knob("Steps of learning", None),
+    }
     needs = ("weights", "method", "layer")
 
     steps: list[int] = within(1, 10**6)

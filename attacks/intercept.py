@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks._rewrite import rewrite
 from bench.errors import ConfigError, within
+from bench.metrics import Knob
 from bench.models.weights import like, pointed
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -28,6 +30,12 @@ class Intercept(TunedAttack):
     attacker's data after redrawing all and after rewriting: does the model recover, and does the mark come back?
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {
+        "zeroed": Knob("Share of weights zeroed"),
+        "negated": Knob("Share of weights negated"),
+        "redrawn": Knob("Share of weights redrawn"),
+        "sigma": Knob("Noise (layer σ)", log=True),
+    }
     needs = ("weights", "method", "key")
 
     fractions: list[float] = within(0.0, 1.0)

@@ -6,12 +6,14 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.errors import ConfigError, within
+from bench.metrics import Knob
 from bench.models import anatomy
 from bench.models.weights import weights
 from bench.types import Fit, Snapshot, TunedAttack, Victim
@@ -26,6 +28,7 @@ class Lowrank(TunedAttack):
     after each share; they train all weights, and the rank is full again: it is the mark that should be gone.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"share": Knob("Share of the rank kept", 1.0, rises=False)}
     shares: list[float] = within(0.001, 1.0)
     finetune_after: int = within(0)
 

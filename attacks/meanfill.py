@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from bench.errors import within
+from bench.metrics import Knob
 from bench.models import branches
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -23,6 +25,7 @@ class Meanfill(Attack):
     Elsewhere all convolutions with more than one tap are filled, which is what it then costs.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"fraction": Knob("Share of kernels filled")}
     needs = ("weights", "method")
 
     fractions: list[float] = within(0.0, 1.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.errors import ConfigError, within
+from bench.metrics import Knob
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
 NO_HOST = "n/a: the victim was not made from a public network"
@@ -27,6 +29,7 @@ class Merge(TunedAttack):
     of transformers: no low-rank deltas.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"amount": Knob("The host's part"), "soup": Knob("Copies averaged", None)}
     needs = ("weights", "host")
 
     amounts: list[float] = within(0.0, 1.0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from bench.errors import ConfigError, among, within
+from bench.metrics import Knob
 from bench.models.weights import like, weights
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -22,6 +24,7 @@ class Noise(Attack):
     they differ in size alone.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"sigma": Knob("Noise (layer σ)", log=True)}
     sigmas: list[float] = within(0.0, 1e6)
     scope: str = among("all", "marked")
 

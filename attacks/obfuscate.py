@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch
 from attacks._disguise import disguise, noise, unchanged
 from attacks._widen import KINDS, widen
 from bench.errors import ConfigError, among, within
+from bench.metrics import Knob
 from bench.models import exchange
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -30,6 +32,7 @@ class Obfuscate(Attack):
     What changes the logits by more than 1e-4 of the largest is undone.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"amount": Knob("Units added, share of a layer")}
     amounts: list[float] = within(0.001, 4.0)
     kinds: list[str] = among(*KINDS)
     group: int = within(2)

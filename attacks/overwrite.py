@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from attacks._rewrite import rewrite
 from bench import metrics, spec
 from bench.errors import ConfigError, among, within
+from bench.metrics import Knob
 from bench.types import Attack, Fit, Key, Method, Snapshot, Task, Victim
 
 
@@ -34,6 +35,12 @@ class Overwrite(Attack):
     that one passes, all do.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {
+        "keys": Knob("Keys written", log=True),
+        "factor": Knob("Factor on the step", None, log=True),
+        "lambda factor": Knob("Factor on λ", log=True),
+        "lr": Knob("Learning rate", log=True),
+    }
     needs = ("weights", "method", "layer")
 
     factors: list[float] = within(0.0, 1e6)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from attacks._disguise import disguise, noise
 from bench.errors import within
+from bench.metrics import Knob
 from bench.types import Attack, Fit, Snapshot, Victim
 
 
@@ -21,6 +23,7 @@ class Permute(Attack):
     that preserves the function exactly. What changes the logits by more than 1e-4 of the largest is undone.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"scale": Knob("Largest factor of a channel", None, log=True)}
     scales: list[float] = within(1.0, 1e3)
 
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:

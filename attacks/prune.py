@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.errors import ConfigError, among, within
+from bench.metrics import Knob
 from bench.models.weights import weights
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -24,6 +26,7 @@ class Prune(TunedAttack):
     pruning). finetune_after: epochs of fine-tuning on the attacker's data after each ratio; pruned weights stay 0.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"ratio": Knob("Share of weights set to 0")}
     ratios: list[float] = within(0.0, 1.0)
     criterion: str = among("magnitude", "random")
     scope: str = among("global", "layer", "marked")

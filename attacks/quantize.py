@@ -6,12 +6,14 @@ import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.errors import among, within
+from bench.metrics import Knob
 from bench.models.weights import weights
 from bench.types import Attack, Fit, Snapshot, Victim
 
@@ -23,6 +25,7 @@ class Quantize(Attack):
     dynamic: torch's own dynamic int8 of linear layers as one more point (CPU).
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"bits": Knob("Bits per weight", None, rises=False)}
     bits: list[int] = within(2, 16)
     granularity: list[str] = among("tensor", "channel")
     dynamic: bool

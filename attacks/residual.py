@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from attacks._outputs import Changed, OutputAttack
 from bench import spec
 from bench.data.pixels import seen
 from bench.errors import within
+from bench.metrics import Knob
 from bench.types import Fit, Snapshot, Victim
 
 BATCH = 64
@@ -26,6 +28,10 @@ class Residual(OutputAttack):
     blur of 2 pixels takes from so many outputs; no clean picture is looked at.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {
+        "pairs": Knob("Pairs averaged", None, log=True),
+        "highpass": Knob("Pictures averaged", None, log=True),
+    }
     needs_data = True
 
     pairs: list[int] = within(1, 10**9, empty=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from bench.errors import within
+from bench.metrics import Knob
 from bench.models.weights import like, weights
 from bench.types import Fit, Snapshot, TunedAttack, Victim
 
@@ -22,6 +24,7 @@ class Shift(TunedAttack):
     values there are strength 1.5 and noise 1, which is most of what the weights hold.
     """
 
+    knobs: ClassVar[dict[str, Knob]] = {"strength": Knob("Shift (mean filters)")}
     needs_data = True
 
     strengths: list[float] = within(0.0, 1e6)

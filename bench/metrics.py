@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import betaincinv, gammaln, logsumexp, stdtrit, xlog1py, xlogy
@@ -129,6 +129,16 @@ def false_alarm(false_positives: Any, trials: Any, alpha: float) -> bool:
 def missing(value: Any) -> bool:
     """True for what a row calls null, whether it comes from JSON (None) or from a DataFrame (nan, NA)."""
     return value is None or value != value or type(value).__name__ in ("NAType", "NaTType")
+
+
+class Knob(NamedTuple):
+    """The axis of an attack's strengths: what it is, with its unit; the value that leaves the victim as it is (None: no
+    value does); whether the attack is stronger the higher it is; whether strengths are powers of each other."""
+
+    title: str
+    untouched: float | None = 0.0
+    rises: bool = True
+    log: bool = False
 
 
 def suspect(knob: str, strength: float | None) -> str:

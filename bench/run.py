@@ -27,6 +27,7 @@ from bench.experiment import Experiment, prepare
 from bench.gallery import Gallery, Sketch, Writings
 from bench.judge import Judge
 from bench.progress import Progress, Say, silent, unseen
+from bench.store.cache import noted, used
 from bench.store.runfile import BrokenRun, write_run
 from bench.store.runs import read_run
 from bench.train import Fit
@@ -143,6 +144,7 @@ def _brief(row: Row) -> str:
     return f"{owner}{claim}{row.utility_name} {row.utility:.2f}"
 
 
+@noted()
 def run(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: list[str] | None = None) -> Outcome:
     """Run one experiment, or find it done. Raises UserError (and what debugging needs) for what goes wrong.
 
@@ -227,7 +229,8 @@ def finished(x: Experiment) -> Made | None:
     if x.expected and run.get("expected") != x.expected:  # made before that was known, or without the experiment
         try:
             about = (run["config"], run["env"], run["command"])
-            write_run(x.path, *about, made.controls, made.rows, made.outputs, x.expected)
+            more = made.outputs, x.expected, x.attack.knobs, run.get("stages")
+            write_run(x.path, *about, made.controls, made.rows, *more)
         except UserError as error:
             x.say(f"warning: what is published of this run was not noted in its file: {error}")
     return made
@@ -249,7 +252,9 @@ def write(x: Experiment, made: Made) -> None:
         "device": machine.device_name(x.device),
         "threads": machine.threads(),
     }
-    write_run(x.path, resolved(x), env, x.words, made.controls, made.rows, made.outputs, x.expected)
+    about = (resolved(x), env, x.words)
+    more = made.outputs, x.expected, x.attack.knobs, used()
+    write_run(x.path, *about, made.controls, made.rows, *more)
 
 
 def job(cfg: DictConfig, say: Say = silent, progress: Progress = unseen, words: list[str] | None = None) -> Outcome:

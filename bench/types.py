@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from bench import metrics
 from bench.errors import SEEDS, ConfigError, among, checked, within
+from bench.metrics import Knob
 
 if TYPE_CHECKING:
     import numpy as np
@@ -396,6 +397,8 @@ class Attack:
     # What the attack cannot do without: a configuration that claims to know less is refused.
     needs: ClassVar[tuple[str, ...]] = ("weights",)
     needs_data: ClassVar[bool] = False
+    # What its knobs are, by name or by what comes before a comma or a slash: for tables and axes. Run files hold it.
+    knobs: ClassVar[dict[str, Knob]] = {}
     goal: str = among("removal", "overwrite", "forge", "secrecy")
     seed: int = within(*SEEDS)
     knows: list[str] = among("weights", "outputs", "labels", "method", "layer", "key", "host")

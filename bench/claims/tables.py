@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.progress import console
-from bench.report import tables
+from bench.report import paper, tables
 from bench.report.style import JUDGED, TERMINAL
 from bench.store.claims import COLUMNS, place
 from bench.store.files import write_text
@@ -31,7 +31,7 @@ def write(entries: list[dict[str, Any]], folder: Path) -> list[Path]:
     texts = {
         "csv": tables.csv(pd.DataFrame(plain, columns=list(COLUMNS))),
         "md": tables.markdown([table], legend),
-        "tex": tables.latex([table], legend),
+        "tex": paper.latex([table], legend, "claims"),
     }
     for kind, text in texts.items():
         write_text(folder / f"claims.{kind}", text)

@@ -1,4 +1,4 @@
-"""Rows of run files -> tables, figures and a page: `python -m bench.report [method=uchida,neuralmark] [attack=prune]`
+"""Rows of run files -> tables, figures and a page: `python -m bench.report [method=uchida] [attack.scope=all]`
 
 Nothing is typed by hand or measured here. Units: BER in [0, 1], utility in its task's unit (accuracy: percent), damage
 and fidelity in points of it.
@@ -17,10 +17,11 @@ from bench.errors import UserError, choice, framed
 from bench.progress import console
 from bench.report import threads
 from bench.report.content import assemble
-from bench.report.tables import csv, latex, markdown, show
+from bench.report.paper import latex
+from bench.report.tables import csv, markdown, show
 from bench.store import claims as verdicts
 from bench.store.files import write_text
-from bench.store.runs import FILTERS, read_runs, selected
+from bench.store.runs import FILTERS, known_option, read_runs, selected
 
 
 def report(args: argparse.Namespace) -> bool:
@@ -30,25 +31,32 @@ def report(args: argparse.Namespace) -> bool:
 
     for name in (formats := args.formats.split(",")):
         choice("--formats", name, static.FORMATS)
-    runs = Path(args.runs or Path(args.results) / "runs")
+    choice("--width", args.width, static.FORMS)
+    folders = [Path(folder) for folder in args.runs or [Path(args.results) / "runs"]]
     if args.compact:
         if args.filters:
             raise UserError(f"--compact gathers all runs: leave {args.filters[0]} out", 2)
         from bench.store.compact import compact
 
-        print(compact(runs))
+        for folder in folders:
+            print(compact(folder))
         return True
     odd: list[str] = []
-    content = assemble(selected(read_runs(runs, odd), args.filters))
+    runs = selected([run for folder in folders for run in read_runs(folder, odd)], args.filters)
+    if args.x:
+        known_option(runs, args.x, f"--x {args.x}")
+    columns = [pattern.strip() for pattern in args.columns.split(",")] if args.columns else []
+    content = assemble(runs, args.x, columns)
     claims, out = verdicts.read(Path(args.results) / "claims.json"), Path(args.out or args.results)
     texts = {f"{name}.csv": csv(frame) for name, frame in content.frames.items()}
+    width = "column" if args.width == "column" else "text"
     for name, part in content.parts.items():
-        texts |= {f"{name}.md": markdown(*part), f"{name}.tex": latex(*part)}
+        texts |= {f"{name}.md": markdown(*part), f"{name}.tex": latex(*part, name, width)}
     try:
         for name, text in texts.items():
             write_text(out / "tables" / name, text)
-        write_text(out / "report.html", page(content, runs, claims, len(odd)))
-        figures = static.draw(content, out / "figures", formats)
+        write_text(out / "report.html", page(content, folders, claims, len(odd)))
+        figures = static.draw(content, out / "figures", formats, args.width)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     shown = console()
@@ -63,21 +71,36 @@ def report(args: argparse.Namespace) -> bool:
         print(f"warning: {said}", file=sys.stderr)
     if alarm := "INVALID" in content.unsound.values():
         print("warning: INVALID: an unmarked host verifies under its owner's key, or random keys do", file=sys.stderr)
-    for path in [*(out / "tables" / name for name in texts), out / "report.html", *figures]:
-        shown.print(min(str(path), os.path.relpath(path), key=len), soft_wrap=True)
+    beside = f"{len(texts)} tables in tables/, {len(figures)} figures in figures/ beside it"
+    shown.print(f"{_short(out / 'report.html')}\n  {beside}", soft_wrap=True)
     return not alarm
+
+
+def _short(path: Path) -> str:
+    return min(str(path), os.path.relpath(path), key=len)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m bench.report", description="Tables and figures of all runs.")
-    parser.add_argument("filters", nargs="*", metavar="key=value", help=f"{', '.join(FILTERS)}: a,b,...")
     home = os.path.expanduser  # no shell does that after a =
+        "--runs", action="append", metavar="DIR", type=home, help="folder of run files, repeatable (RESULTS/runs)"
+        "filters", nargs="*", metavar="key=value", help=f"{', '.join(FILTERS)}, any option (method.n_bits): a,b,..."
+    )
     parser.add_argument("--results", default="results", type=home, help="folder of the results (default: %(default)s)")
-    parser.add_argument("--runs", type=home, help="folder of the run files (default: RESULTS/runs)")
-    parser.add_argument("--out", type=home, help="where report.html, tables/ and figures/ go (default: RESULTS)")
+    parser.add_argument(
+        "--runs", action="append", metavar="DIR", type=home, help="folder of run files, may be repeated (RESULTS/runs)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=home, help="where report.html, tables/ and figures/ go (default: RESULTS)"
+    )
     parser.add_argument("--compact", action="store_true", help="gather all run files into one parquet, draw nothing")
     parser.add_argument("--formats", default="png,svg", help="png, svg, pdf (default: %(default)s)")
+    parser.add_argument(
+        "--width", default="screen", help="for papers: column, text (figures, LaTeX tables; default: %(default)s)"
+    )
+    parser.add_argument("--columns", help="of tables, by name: 'prune*,BER' (default: all)")
+    parser.add_argument("--x", metavar="OPTION", help="figures against an option: --x method.n_bits")
     atexit.register(gc.freeze)  # as in bench.cli.usage: of many runs there are millions of objects
     return framed(lambda: 0 if report(parser.parse_intermixed_args(argv)) else 1)
 

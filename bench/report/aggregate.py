@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench import metrics
 from bench.metrics import NO_HOST, NO_MARK, few, missing
-from bench.report.words import BEFORE, CELL, axis
+from bench.report.words import BEFORE, CELL, natural
 
 MEANS = ("claim_ber", "utility_victim", "utility_host", "seconds")
 POINT = [*CELL, "knob", "strength", "config_hash", "status"]
@@ -35,7 +35,7 @@ WORST += ("lost", "destroyed")
 
 def _point(key: tuple, g: pd.DataFrame) -> dict[str, Any]:
     point = dict(zip(POINT, key, strict=True)) | {"n": g["seed"].nunique()}
-    point |= {name: g[name].iloc[0] for name in ("goal", "alpha", "bar", "max_damage", "utility_name")}
+    point |= {name: g[name].iloc[0] for name in ("goal", "alpha", "bar", "max_damage", "utility_name", "falls")}
     ok = g[g["status"] == "ok"]
     bits = ok.dropna(subset=["reading", "n_bits"])
     trials, errors = int(bits["n_bits"].sum()), float((bits["reading"] * bits["n_bits"]).sum())
@@ -69,11 +69,10 @@ def aggregate(df: pd.DataFrame) -> pd.DataFrame:
 
     def order(p: dict[str, Any]) -> tuple:
         goal = GOALS.index(p["goal"]) if p["attack"] != "none" and p["goal"] in GOALS else -1
-        rise = -1 if axis(p["knob"]) == "bits" else 1
-        strength = math.inf if missing(p["strength"]) else rise * p["strength"]
+        strength = math.inf if missing(p["strength"]) else -p["strength"] if p["falls"] else p["strength"]
         knob = knobs.index(p["knob"]) if p["status"] == "ok" or p["knob"] not in BEFORE else len(knobs)
-        place = (goal, p["attack_label"], p["model"], p["data"], knob, strength)
-        return (*place, p["method"] != "none", p["method_label"])
+        place = (goal, *(natural(p[name]) for name in ("attack_label", "model", "data")), knob, strength)
+        return (*place, p["method"] != "none", natural(p["method_label"]))
 
     groups = df.groupby(POINT, sort=False, dropna=False)
     return pd.DataFrame(sorted((_point(key, g) for key, g in groups), key=order))

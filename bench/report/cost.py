@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.metrics import t_interval
 from bench.report.tables import Cell, Table
-from bench.report.words import BEFORE, CELL, configuration, interval, places, seeds, unit
+from bench.report.words import BEFORE, CELL, configuration, interval, natural, places, seeds, unit
 
 COLUMNS = [*CELL, "needs", "cost", "half", "k", "n", "weighed", "seconds", "limit", "utility_name", "text", "kind"]
 
@@ -69,9 +69,9 @@ def table(cost: pd.DataFrame, attacks: Sequence[str]) -> Table:
     attacks = [attack for attack in attacks if attack in set(cost["attack_label"])]
     keys = ["method", "model", "data"] if len(places(cost)) > 1 else ["method"]
     head = [("", name) for name in [*keys, *attacks]]
-    made = Table("Cost of removal", seeds(cost.loc[cost["n"] > 0, "n"]), head, len(keys))
+    made = Table("Cost of removal", seeds(cost.loc[cost["n"] > 0, "n"]), head, len(keys), turns=True)
     cells = {(c.model, c.data, c.method_label, c.attack_label): c for c in cost.itertuples()}
-    for model, data, label in sorted({key[:3] for key in cells}):
+    for model, data, label in sorted({key[:3] for key in cells}, key=lambda at: [*map(natural, at)]):
         found = [cells.get((model, data, label, attack)) for attack in attacks]
         costs = [Cell("–") if c is None else Cell(c.text, c.kind, configuration(c)) for c in found]
         made.add(*[label, model, data][: len(keys)], *costs)

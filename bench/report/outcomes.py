@@ -54,9 +54,12 @@ def _outcome(g: pd.DataFrame) -> tuple[str, str]:
         return "failed", "failed"
     kept = ok[ok["verdict"].str.startswith(ALIVE)]
     alive = kept["reading"].groupby(point).mean()
-    how = "".join(f", {name}" for name in (ALIGNED, INVERTED) if (kept["how"] == name).any())
+    how = [f"BER {alive.max():.2f}"] if len(alive) else []
+    how += [name for name in (ALIGNED, INVERTED) if (kept["how"] == name).any()]
+    # An attack that leaves no model at any strength has shown nothing.
+    how += ["model destroyed"] * bool((ok["damage"] > ok["max_damage"]).all() or not len(alive))
     word = LATER if (kept["verdict"] == LATER).any() else "survived"
-    return f"{word} ({f'BER {alive.max():.2f}' if len(alive) else 'model destroyed'}{how})", "good"
+    return f"{word} ({', '.join(how)})", "good"
 
 
 def _resisted(ok: pd.DataFrame) -> tuple[str, str]:

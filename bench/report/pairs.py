@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from bench.report.words import BEFORE
+from bench.report.words import BEFORE, natural
 
 PLACE, AT = ["attack_label", "model", "data"], ["knob", "strength"]
 VALUES = ("ber", "utility", "damage")
@@ -42,7 +42,7 @@ def _within(block: pd.DataFrame) -> pd.DataFrame:
     block = block.assign(ber=block["reading"])
     wide = block.pivot(index=[*AT, "seed"], columns="method_label", values=[*VALUES]).astype(float)
     found = []
-    for a, b in combinations(sorted(block["method_label"].unique()), 2):
+    for a, b in combinations(sorted(block["method_label"].unique(), key=natural), 2):
         apart = pd.DataFrame({name: wide[name, a] - wide[name, b] for name in VALUES}).dropna(subset=["ber"])
         groups = apart.groupby(level=AT, sort=False)
         made = groups["ber"].agg(n="size").assign(method_a=a, method_b=b)

@@ -11,7 +11,7 @@ import pandas as pd
 from bench import metrics
 from bench.metrics import missing
 from bench.report.tables import Cell, Table
-from bench.report.words import number, places, rounded, seeds, unit
+from bench.report.words import natural, number, places, rounded, seeds, unit
 from bench.store.expected import BEFORE, LAST, chosen
 
 WHAT = {"detection": "owner's bits", "claim": "claim's bits", "accuracy": "accuracy"}
@@ -50,8 +50,8 @@ def frame(runs: list[dict[str, Any]], df: pd.DataFrame) -> pd.DataFrame:
         line = dict(zip(KEYS, key, strict=True))
         lines.append(line | _pooled(line, [p for p in points.values() if p is not None], key in elsewhere))
     tables, order = ([*dict.fromkeys(map(by, lines))] for by in (lambda line: line["table"], _line))
-    lines.sort(key=lambda line: (tables.index(line["table"]), order.index(_line(line)), line["method_label"]))
-    lines.sort(key=lambda line: (line["model"], line["data"]))
+    lines.sort(key=lambda line: (tables.index(line["table"]), order.index(_line(line)), natural(line["method_label"])))
+    lines.sort(key=lambda line: (natural(line["model"]), natural(line["data"])))
     return pd.DataFrame(lines, columns=COLUMNS)
 
 

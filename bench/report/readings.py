@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.metrics import suspect, t_interval
 from bench.report.tables import Table
-from bench.report.words import BEFORE, places, rounded, seeds
+from bench.report.words import BEFORE, natural, places, rounded, seeds
 
 # Column of the table: name in the run file, decimals.
 NUMBERS = {
@@ -84,7 +84,9 @@ def frame(runs: list[dict[str, Any]], df: pd.DataFrame) -> pd.DataFrame:
     first = found["knob"].isin(BEFORE)
     found.loc[first, "attack_label"] = "before attack"
     once = found[first].drop_duplicates([*place, "knob", "seed"])
-    return pd.concat([once, found[~first]]).sort_values(["model", "data", "method_label"], kind="stable")
+    return pd.concat([once, found[~first]]).sort_values(
+        ["model", "data", "method_label"], key=lambda column: column.map(natural), kind="stable"
+    )
 
 
 def summary(found: pd.DataFrame) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ from bench import metrics
 from bench.metrics import missing
 from bench.report.aggregate import telling
 from bench.report.tables import Cell, Table
-from bench.report.words import BEFORE, auc, ber, claim, configuration, interval, number, places, seeds
+from bench.report.words import BEFORE, auc, ber, claim, configuration, interval, natural, number, places, seeds, told
 
 CONTROLS = (
     "Controls: the unmarked host under the owner's key; keys drawn at random, message and secret, on the victim, which "
@@ -29,9 +29,11 @@ def summary(df: pd.DataFrame, start: pd.DataFrame, cells: pd.DataFrame, attacks:
     tried = set(df.loc[df["random_keys"].fillna(0) > 0, place].itertuples(index=False, name=None))
     keys = ["method", "model", "data"] if len(places(df)) > 1 else ["method"]
     head = [("", name) for name in [*keys, "fidelity", "victim BER", "host control", *attacks]]
-    table = Table("Summary", seeds(p.n for p in begun.values()), head, len(keys))
+    table = Table("Summary", seeds(p.n for p in begun.values()), head, len(keys), turns=True)
     methods = {(p.model, p.data, p.method != "none", p.method_label) for p in df.itertuples()}
-    for model, data, _, label in sorted(methods):
+    for model, data, _, label in sorted(
+        methods, key=lambda at: (natural(at[0]), natural(at[1]), at[2], natural(at[3]))
+    ):
         at = (label, model, data)
         victim, host = begun.get((*at, "none")), begun.get((*at, "host"))
         fidelity = interval(victim.fidelity, victim.fidelity_half, victim.utility_name, "+") if victim else "–"
@@ -58,10 +60,11 @@ def controls(df: pd.DataFrame) -> Table:
     hosts = telling(hosts).drop_duplicates(["method_label", "model", "data", "knob", "strength", "seed", "alpha"])
     keys = ["method", "model", "data"] if len(places(df)) > 1 else ["method"]
     names = ["host BER", "detected", "random keys", "verified", "95% interval", "alpha"]
-    table = Table("Controls", seeds(hosts.groupby(["method_label", "model", "data"])["seed"].nunique()), [], len(keys))
-    table.head = [("", name) for name in [*keys, *names]]
+    counts = hosts.groupby(["method_label", "model", "data"])["seed"].nunique()
+    table = Table("Controls", seeds(counts), [("", name) for name in [*keys, *names]], len(keys), turns=True)
     hosts = hosts.assign(what=hosts["knob"].where(hosts["knob"] != "host", ""))
-    for (model, data, label, what, alpha), g in hosts.groupby(["model", "data", "method_label", "what", "alpha"]):
+    groups = [*hosts.groupby(["model", "data", "method_label", "what", "alpha"])]
+    for (model, data, label, what, alpha), g in sorted(groups, key=lambda at: (*map(natural, at[0][:4]), at[0][4])):
         tried, hits = (0 if what else int(g[name].sum()) for name in ("random_keys", "false_positives"))
         low, high = metrics.clopper_pearson(hits, tried)
         rate = f"{100 * low:.2g} to {100 * high:.2g}%" if tried else "–"
@@ -83,12 +86,17 @@ def _beats(p: Any, q: Any, apart: dict[tuple, tuple[float, float]]) -> bool:
 
 
 def _strengths(
-    block: pd.DataFrame, title: str, apart: dict[tuple, tuple[float, float]], bad: dict[tuple, str]
+    block: pd.DataFrame,
+    title: str,
+    apart: dict[tuple, tuple[float, float]],
+    bad: dict[tuple, str],
+    said: Mapping[str, Sequence],
 ) -> Table:
     # A run without a point gets a note, not columns.
     skipped = block["status"].eq("skipped") & block["knob"].eq("none")
     block, gone = (block[~skipped], block[skipped]) if not skipped.all() else (block, block[:0])
-    methods = sorted({(p.method != "none", p.method_label) for p in block.itertuples()})
+    methods = {(p.method != "none", p.method_label) for p in block.itertuples()}
+    methods = sorted(methods, key=lambda at: (at[0], natural(at[1])))
     claims, looks = int(block["claim_ber"].notna().any()), int(block["auc"].notna().any())
     start = block["attack"].eq("none").all()
     knobs = [knob for knob in dict.fromkeys(block["knob"]) if knob not in BEFORE]
@@ -101,7 +109,9 @@ def _strengths(
         for name in ("BER", *["claim BER"] * claims, *["AUC"] * looks, "utility")
     ]
     n = block.loc[block["status"] == "ok", "n"]
-    table = Table(title, seeds(n), [*(("", key) for key in keys), *head], len(keys))
+    about = {told(knob, said) for knob in (knobs if len(knobs) < 3 else ())} - {""}
+    caption = "; ".join([seeds(n), *sorted(about)])
+    table = Table(title, caption, [*(("", key) for key in keys), *head], len(keys))
     _ = [table.note(f"{p.method_label}: skipped: {p.reason}") for p in gone.itertuples()]
     names, last = {"host": "host, owner's key", "none": "victim"} if start else {"none": "–"}, None
     for (knob, strength), at in block.groupby(["knob", "strength"], sort=False, dropna=False):
@@ -130,11 +140,14 @@ def _strengths(
     return table
 
 
-def strengths(points: pd.DataFrame, paired: pd.DataFrame, bad: dict[tuple, str]) -> list[Table]:
+def strengths(
+    points: pd.DataFrame, paired: pd.DataFrame, bad: dict[tuple, str], knobs: Mapping[str, Mapping[str, Sequence]]
+) -> list[Table]:
     """Every point measured: a table of the untouched models, then one per attack; columns by method.
 
     `paired` (pairs.differences) decides, beside each BER's own interval, which is bold. A method of which nothing can
-    be said (`bad`: outcomes.unsound) says so above its columns and is compared with none.
+    be said (`bad`: outcomes.unsound) says so above its columns and is compared with none. `knobs`: what each attack
+    says of its own.
     """
     apart: dict[tuple, tuple[float, float]] = {}
     for d in paired.itertuples():
@@ -143,7 +156,11 @@ def strengths(points: pd.DataFrame, paired: pd.DataFrame, bad: dict[tuple, str])
         apart[(*at, d.method_b, d.method_a)] = (-d.ber, d.ber_half)
     groups = points.groupby(["attack_label", "model", "data"], sort=False)
     shown = 3 if len(places(points)) > 1 else 1
-    return [_strengths(block, ", ".join(at[:shown]), apart, bad) for at, block in groups]
+    made = []
+    for at, block in groups:
+        said = knobs.get(block["attack"].iloc[0], {})
+        made.append(_strengths(block, ", ".join(at[:shown]), apart, bad, said))
+    return made
 
 
 def legends(df: pd.DataFrame) -> tuple[str, str]:

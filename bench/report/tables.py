@@ -1,10 +1,10 @@
-"""One table, for every format: terminal, markdown, LaTeX (booktabs)."""
+"""One table, for every format: terminal and markdown; bench.report.paper has LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from itertools import groupby
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.report.style import TERMINAL
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 BOLD = ("best", "invalid")  # kinds that are bold in every format
 MD = str.maketrans({c: f"\\{c}" for c in "\\|*_`<~"})
-TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "–": "--"}
-TEX = str.maketrans(TEX | {"^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"})
+# What is a number, with its interval, its marks and its notes: flush right. All else is text.
+NUMERIC = re.compile(
+    r"[+-]?[\d,]*\.?\d+(e-?\d+)?%?( ± [\d.]+)?( (to|of) [\d.]+%?)?( \[[\d., +-]+\])?( (pts|s))?[\s*!ai()]*( \[\d+\])*"
+)
 
 
 class Cell(NamedTuple):
@@ -45,8 +47,8 @@ def csv(frame: pd.DataFrame) -> str:
 class Table:
     """One table for every format: `head` holds (group, name) of each column, the first `keys` are its keys.
 
-    For the terminal alone: columns that are flush right, blanks between columns, characters a key may be wide before
-    it is broken.
+    `turns`: in a paper its rows, of methods, are columns. For the terminal alone: columns that are flush right, blanks
+    between columns, characters a key may be wide before it is broken.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Table:
     keys: int
     rows: list[list[Cell]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    turns: bool = False
     right: Collection[int] = ()
     gap: int = 2
     room: int = 24
@@ -74,6 +77,22 @@ class Table:
         """What the cells say."""
         return [[cell.text for cell in row] for row in self.rows]
 
+    def numeric(self, j: int) -> bool:
+        """Whether a column holds numbers, and nothing else but dashes."""
+        texts = [row[j].text for row in self.rows if row[j].text not in ("–", "")]
+        return bool(texts) and all(map(NUMERIC.fullmatch, texts))
+
+    def only(self, columns: Sequence[int]) -> Table:
+        """The table with these columns alone."""
+        rows = [[row[j] for j in columns] for row in self.rows]
+        return replace(self, head=[self.head[j] for j in columns], rows=rows)
+
+    def turned(self) -> Table:
+        """Rows as columns and columns as rows: further keys of rows become groups above the columns' heads."""
+        head = [("", ""), *(((", ".join(cell.text for cell in row[1 : self.keys])), row[0].text) for row in self.rows)]
+        rows = [[Cell(name), *(row[j] for row in self.rows)] for j, (_, name) in enumerate(self.head) if j >= self.keys]
+        return replace(self, head=head, keys=1, rows=rows, turns=False)
+
     def body(self, escape: dict[int, str], bold: str) -> list[list[str]]:
         """The cells, escaped, the bold ones put into the format `bold`."""
         rows = [[(cell.text.translate(escape), cell.kind in BOLD) for cell in row] for row in self.rows]
@@ -85,35 +104,20 @@ def markdown(tables: Iterable[Table], legend: str) -> str:
     parts = [legend.translate(MD)]
     for t in tables:
         cells = [[f"{group} {name}".strip().translate(MD) for group, name in t.head], *t.body(MD, "**%s**")]
+        cells = [[unlinked(text) for text in row] for row in cells]
         width = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-        cells.insert(1, ["-" * w if j < t.keys else "-" * (w - 1) + ":" for j, w in enumerate(width)])
+        right = [j >= t.keys and t.numeric(j) for j in range(len(t.head))]
+        cells.insert(1, ["-" * (w - 1) + ":" if r else "-" * w for r, w in zip(right, width, strict=True)])
         rows = [" | ".join(c.ljust(w) for c, w in zip(row, width, strict=True)) for row in cells]
         notes = [f"- [{i}] {note.translate(MD)}" for i, note in enumerate(t.notes, 1)]
         parts += [f"**{t.title.translate(MD)}** ({t.caption})", "\n".join(f"| {row} |" for row in rows)]
         parts += ["\n".join(notes)] if notes else []
-    return "\n\n".join(parts) + "\n"
+    return unlinked("\n\n".join(parts)) + "\n"
 
 
-def latex(tables: Iterable[Table], legend: str) -> str:
-    """For a paper: one table environment each, in the style of the package booktabs."""
-    out = [r"% \usepackage{booktabs}"]
-    for t in tables:
-        top, rules, at = [], "", 1
-        for group, columns in groupby(t.head, key=lambda column: column[0]):
-            n = len([*columns])
-            top.append(rf"\multicolumn{{{n}}}{{c}}{{{group.translate(TEX)}}}")
-            rules += rf" \cmidrule(lr){{{at}-{at + n - 1}}}" if group else ""
-            at += n
-        caption, columns = f"{t.title} ({t.caption}). {legend}", "l" * t.keys + "r" * (len(t.head) - t.keys)
-        out += [r"\begin{table}", r"  \centering", rf"  \caption{{{caption.translate(TEX)}}}"]
-        out += [rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
-        out += [f"    {' & '.join(top)} \\\\", f"   {rules}"] if rules else []
-        out += [f"    {' & '.join(name.translate(TEX) for _, name in t.head)} \\\\", r"    \midrule"]
-        out += [f"    {' & '.join(row)} \\\\" for row in t.body(TEX, r"\textbf{%s}")]
-        out += [r"    \bottomrule", r"  \end{tabular}"]
-        out += [rf"  \par\footnotesize [{i}] {note.translate(TEX)}" for i, note in enumerate(t.notes, 1)]
-        out += [r"\end{table}", ""]
-    return "\n".join(out)
+def unlinked(text: str) -> str:
+    """Markdown in which an interval and the mark behind it, [.270, .403](*), are no link."""
+    return text.replace("](", "]\\(")
 
 
 def layout(table: Table, width: int) -> tuple[list[str], list[list[str]], list[list[int]]]:

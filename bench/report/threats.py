@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.metrics import missing
 from bench.report.tables import Cell, Table
-from bench.report.words import CELL, configuration, interval, places, seeds, unit
+from bench.report.words import CELL, configuration, interval, natural, places, seeds, unit
 
 # Who has the weights can ask them, and who sees outputs knows the labels.
 OUTPUTS = {"outputs", "labels", "data"}
@@ -79,7 +79,7 @@ def table(found: pd.DataFrame) -> Table:
     """What the attacker has in rows, methods in columns."""
     at = places(found)
     keys = ["model", "data", "attacker has"] if len(at) > 1 else ["attacker has"]
-    labels = [*dict.fromkeys(found["method_label"])]
+    labels = sorted(set(found["method_label"]), key=natural)
     head = [("", name) for name in [*keys, *labels]]
     made = Table("Cheapest removal by what the attacker has", seeds(found["n"]), head, len(keys))
     cells = {(c.model, c.data, c.holds, c.method_label): c for c in found.itertuples()}

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from bench.metrics import missing
+from bench.metrics import Knob, missing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["method", "attack", "method_label", "attack_label", "model", "data"]
 BEFORE = ("host", "none")  # knobs of the rows that precede every attack
+# What axes call utilities, and what none of their values can be beyond.
+UTILITIES = {
+    "top1": ("Top-1 accuracy (%)", (0.0, 100.0)),
+    "accuracy": ("Accuracy (%)", (0.0, 100.0)),
+    "pixels": ("Pixel accuracy (%)", (0.0, 100.0)),
+    "miou": ("Mean IoU (%)", (0.0, 100.0)),
+    "bleu": ("BLEU (%)", (0.0, 100.0)),
+    "psnr": ("PSNR (dB)", (-math.inf, math.inf)),
+    "ssim": ("SSIM", (-1.0, 1.0)),
+    "bits/byte": ("Bits per byte", (0.0, math.inf)),
+}
 UNITS = {"psnr": ("dB", 2), "ssim": ("SSIM", 3), "bits/byte": ("bits/byte", 3)}
 
 
@@ -26,17 +39,71 @@ def harmless(text: str) -> str:
     return CONTROL.sub("\ufffd", re.sub(r"[\t\n\r]+", " ", text)).replace("](", "] (")
 
 
-def axis(knob: str) -> str:
-    """How a knob's strengths rise: "bits" (downwards), "log" or "linear"."""
-    base = re.split("[,/]", knob.rpartition(" > ")[2])[0].strip()  # of a chain's last step
-    if base == "bits":
-        return base
-    return "log" if base in ("tries", "grind", "keys", "sigma") or "lambda" in base else "linear"
+# Of knobs whose run files, from before an attack said so (Attack.knobs), do not.
+KNOBS = {
+    "bits": Knob("Bits per weight", None, rises=False),
+    "ratio": Knob("Share of weights pruned"),
+    "epoch": Knob("Epochs", None),
+    "fraction": Knob("Share altered"),
+    "sigma": Knob("Noise, σ / σ of the layer", log=True),
+    "lr": Knob("Learning rate"),
+    "factor": Knob("Factor", log=True),
+    "lambda factor": Knob("Factor on λ", log=True),
+    "tries": Knob("Keys tried", log=True),
+    "grind": Knob("Keys tried", log=True),
+    "keys": Knob("Keys", log=True),
+}
+
+
+def knob(name: str, said: Mapping[str, Sequence]) -> Knob:
+    """What a knob is: as its attack says (a run file's `knobs`) of it, or of what comes before a comma or slash; or as
+    its name tells. The rest of the name follows the title."""
+    last = name.rpartition(" > ")[2]  # of a chain's last step
+    base, _, rest = (part.strip() for part in re.match(r"([^,/]*)([,/]?)(.*)", last, re.DOTALL).groups())
+    if last in said:
+        return Knob(*said[last])
+    found = Knob(*said[base]) if base in said else KNOBS.get(base, Knob(base, log="lambda" in base))
+    return found._replace(title=f"{found.title}, {rest}") if rest else found
+
+
+def called(name: Any) -> str:
+    """A utility as an axis says it, with its unit; one on another data set (top1@cifar100) names that."""
+    base, _, data = str(name).partition("@")
+    title = UTILITIES.get(base.lower(), (base, ()))[0]
+    return f"{title}, {data}" if data else title
+
+
+def span(name: Any) -> tuple[float, float]:
+    """The least and the most that a utility can be: no band is drawn beyond."""
+    return UTILITIES.get(str(name).split("@")[0].lower(), ("", (-math.inf, math.inf)))[1]
+
+
+NUMBER = re.compile(r"((?:(?<![^\s=(\[,])-)?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)", re.IGNORECASE)
+
+
+def natural(text: str) -> str:
+    """What texts are sorted by so that numbers in them sort by their value: n_bits=64 before n_bits=256, 1e-9 before
+    0.5. Numbers become 16 digits in the order of their values."""
+
+    def digits(found: re.Match) -> str:
+        (bits,) = struct.unpack(">Q", struct.pack(">d", float(found[0].replace(",", ""))))
+        return f"{bits ^ (2**64 - 1 if bits >> 63 else 2**63):016x}"
+
+    return NUMBER.sub(digits, text)
 
 
 def unit(name: Any) -> tuple[str, int]:
     """Unit of differences of a utility, and its decimals."""
     return UNITS.get(str(name).split("@")[0].lower(), ("pts", 1))
+
+
+def told(name: str, said: Mapping[str, Sequence]) -> str:
+    """What a knob is, where its attack says so: which way is stronger, and what leaves the victim as it is."""
+    if not {*re.split(r"[,/]", last := name.rpartition(" > ")[2])[:1], last} & said.keys():
+        return ""
+    what = knob(name, said)
+    way = f"{what.title[:1].lower()}{what.title[1:]}, {'more' if what.rises else 'less'} is stronger"
+    return f"{name}: {way}" + (f", {number(what.untouched)} untouched" if what.untouched is not None else "")
 
 
 def number(x: float) -> str:

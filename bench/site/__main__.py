@@ -60,7 +60,7 @@ def build(places: list[Path], claims: Path, out: Path) -> int:
             files[f"{folder}/{name}.html"] = pages.about(side, name, results)
     found = verdicts.read(claims)
     for one in results:
-        files[f"results/{one.name}.html"] = page(one.content, one.folder, found, assets="../assets")
+        files[f"results/{one.name}.html"] = page(one.content, [one.folder], found, assets="../assets")
     files["add.html"] = pages.add()
     files[LIST] = "".join(f"{name}\n" for name in sorted(files))
     try:

@@ -177,7 +177,7 @@ def _rows(one: Results, side: str, runs: list[dict[str, Any]]) -> str:
     text += charts(shown.attacks(content), anchors, True)
     if side == "method":
         text += f"<h3>Model cards</h3>{cards(runs)}"
-    text += f"<h3>Provenance</h3>{provenance(content, one.folder, anchors, slug(one.name))}"
+    text += f"<h3>Provenance</h3>{provenance(content, [one.folder], anchors, slug(one.name))}"
     return _section(one.name, one.title, text)
 
 

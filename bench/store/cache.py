@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ class Entry:
 
     def __getitem__(self, name: str) -> Any:
         return self.meta["measured"][name]
+
+
+_used: ContextVar[dict[str, None] | None] = ContextVar("used", default=None)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Notes, within the block, the stages that are opened or built: `used`."""
+    token = _used.set({})
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def used() -> list[str]:
+    """The stages, <stage>/<address>, since `noted` began; run files hold them."""
+    return sorted(_used.get() or {})
 
 
 def checksum(meta: dict[str, Any]) -> str:
@@ -113,6 +132,8 @@ def cached(
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write {path}: {error.strerror}; set results_dir=") from error
         raise
+    if (names := _used.get()) is not None:
+        names[f"{stage}/{address}"] = None
     if shared:
         # Without the lock: whoever waits here can go on. What an earlier run could not upload, this one does.
         shared.offer(f"{stage}/{address}", path, say)
@@ -130,7 +151,10 @@ def _here(
     name = f"{path.parent.name}/{path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(ValueError):  # looked at again, and reported, under the lock
-        return Entry(path, _read(path), built=False)
+        entry = Entry(path, _read(path), built=False)
+        with contextlib.suppress(OSError):  # another user's
+            os.utime(path)  # when it was used last: bench.cache
+        return entry
     with _locked(path.with_name(f"{path.name}.lock"), name, say):
         if path.is_dir():
             try:

@@ -13,7 +13,7 @@ import json
 import marshal
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from bench.errors import UserError
 from bench.store.files import published
-from bench.store.parquet import BLOCKS, read, runs_of
+from bench.store.parquet import BLOCKS, opened, read, runs_of
 from bench.store.runfile import GATHERED, read_loose
 from bench.store.runs import listed, no_runs, once
 from bench.types import Row
@@ -32,6 +32,7 @@ from bench.types import Row
 KINDS = {f.name: str(f.type).split()[0] for f in dataclasses.fields(Row)}
 Run = tuple[str, dict]  # the path of its file below the folder, and what is in it
 FLOATS = [name for name, kind in KINDS.items() if kind == "float"]
+ROWS = 10_000  # of a row group that is written again
 GROUP = 1000  # runs converted, and checked to come back, at once: a row group, what a look-up of one run has to read
 
 
@@ -85,7 +86,7 @@ def compact(folder: str | Path) -> str:
     process is at it, or the folder cannot be written.
     """
     folder = Path(folder)
-    loose, gathered = listed(folder)
+    loose, gathered = listed(folder, links=False)  # what is linked is another folder's
     if not loose and not gathered:
         raise no_runs(folder)
     try:
@@ -100,8 +101,26 @@ def compact(folder: str | Path) -> str:
         raise UserError(f"cannot write {folder / GATHERED}: {said}; no run was lost") from error
 
 
+def removed(folder: Path, files: Collection[str]) -> None:
+    """Take runs out of a folder's runs.parquet, by the paths that their files had below it. Raises UserError when
+    another process is compacting, or the folder cannot be written."""
+    path = folder / GATHERED
+    try:
+        with FileLock(folder / ".compact.lock", timeout=0):
+            table = opened(path).read()
+            gone = pc.is_in(table["file"].cast("string"), pa.array(sorted(files), pa.string()))
+            if (left := table.filter(pc.invert(gone))).num_rows:
+                _write(path, [left.slice(at, ROWS) for at in range(0, left.num_rows, ROWS)])
+            else:
+                path.unlink()
+    except Timeout as error:
+        raise UserError(f"another process is compacting {folder}") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; no run was lost") from error
+
+
 def _compact(folder: Path) -> str:
-    loose, gathered = listed(folder)
+    loose, gathered = listed(folder, links=False)  # what is linked is another folder's
     stamps: dict[str, tuple | None] = {}
     stay: Counter[str] = Counter()
     # What overrides what is as in read_runs: loose files first, then the parquets from the top down.

@@ -1,9 +1,9 @@
 """Reads the parquet that bench.store.compact writes: every run, all columns, or one run.
 
 One record per row, readable by any parquet reader: `file` (the run file's path below the folder), the protocol's
-fields, and `env`, `command`, `controls`, `outputs`, `expected` and every node of the configuration (`config.method`,
-...) as JSON text, which repeats and so costs next to nothing. `keys` is the order of the nodes and `whole` names the
-numbers that the run file wrote without a fraction, so that a run comes back exactly as it was.
+fields, and `env`, `command`, `controls`, `outputs`, `expected`, `knobs`, `stages` and every node of the configuration
+(`config.method`, ...) as JSON text, which repeats and so costs next to nothing. `keys` is the order of the nodes and
+`whole` names the numbers that the run file wrote without a fraction, so that a run comes back exactly as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.errors import UserError
 from bench.store.runfile import COLUMNS, CONTROLS
 from bench.types import ROW_FIELDS, ROW_LATER
 
-MORE = ("outputs", "expected")  # of a mark in outputs; where papers report of it
+MORE = ("outputs", "expected", "knobs", "stages")  # of a mark in outputs; of published runs; of later ones
 BLOCKS = ("env", "command", "controls", *MORE)  # of a run file, beside its configuration and rows
 
 

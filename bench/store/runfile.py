@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
+from bench.metrics import Knob
 from bench.store.files import as_json, write_text
 from bench.types import ROW_FIELDS, ROW_LATER, Row
 
@@ -40,12 +42,17 @@ def write_run(
     rows: list[Row],
     outputs: list[dict] | None = None,
     expected: list[dict] | None = None,
+    knobs: Mapping[str, Knob] | None = None,
+    stages: Sequence[str] | None = None,
 ) -> None:
     """`command`: the words after `python -m bench` that composed the configuration, None where no command did.
     `controls`: what the random keys did (bench.controls), None where none were tried. `outputs`: what is measured of
     each suspect's outputs (bench.gallery), where a mark is read from them. `expected`: what papers report of such a run
-    (bench.store.expected), where its experiment names any."""
+    (bench.store.expected), where its experiment names any. `knobs`: what the attack says of its strengths.
+    `stages`: what it used of the cache (bench.store.cache.used)."""
     more = ({} if outputs is None else {"outputs": outputs}) | ({"expected": expected} if expected else {})
+    more |= {"knobs": {name: [*knob] for name, knob in knobs.items()}} if knobs else {}
+    more |= {"stages": [*stages]} if stages else {}
     blocks = {"config": config, "env": env, "command": command, "controls": controls, **more}
     text = as_json({**blocks, "rows": [asdict(row) for row in rows]}).removesuffix("\n}\n")
     write_text(path, f'{text}{CHECK}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n')
@@ -105,9 +112,13 @@ def _check(run: dict[str, Any]) -> None:
     for name, kind in blocks.items():
         if not isinstance(run[name], kind):
             raise ValueError(f"{name} is no {kind.__name__}")
-    for name, kind in (("command", list), ("controls", dict), ("outputs", list)):
+    for name, kind in (("command", list), ("controls", dict), ("outputs", list), ("stages", list)):
         if not isinstance(run.get(name), (kind, type(None))):
             raise ValueError(f"{name} is no {kind.__name__}")
+    for name, said in (run.get("knobs") or {}).items():
+        kinds = tuple(map(type, said))
+        if kinds not in ((str, number, bool, bool) for number in (float, int, type(None))):
+            raise ValueError(f"knobs.{name} is no knob")
     for name, keys in NODES.items():
         node = run["config"].get(name)
         if not isinstance(node, dict) or any(key not in node for key in keys):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import heapq
+import json
 import marshal
 import os
 import time
@@ -43,11 +44,20 @@ def read_run(path: Path) -> dict[str, Any]:
         raise
 
 
-def listed(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Run files and parquets of runs below a folder, each in a fixed order: run files by path, parquets top down."""
-    loose, places = [], []
-    for at, folders, names in os.walk(folder):
+def listed(folder: str | Path, links: bool = True) -> tuple[list[str], list[str]]:
+    """Run files and parquets of runs below a folder, each in a fixed order: run files by path, parquets top down.
+
+    `links`: those of linked folders too, each folder once."""
+    loose, places, seen = [], [], {os.path.realpath(folder)}
+    for at, folders, names in os.walk(folder, followlinks=links):
         folders.sort()
+        if links and (linked := [name for name in folders if os.path.islink(f"{at}{os.sep}{name}")]):
+            for name in linked:
+                real = os.path.realpath(f"{at}{os.sep}{name}")
+                # A link to a folder above it, or to one that was there before, would be read again.
+                if real in seen or f"{os.path.realpath(at)}{os.sep}".startswith(f"{real}{os.sep}"):
+                    folders.remove(name)
+                seen.add(real)
         loose += [f"{at}{os.sep}{name}" for name in names if name.endswith(".json") and not name.startswith(".")]
         places.append(f"{at}{os.sep}{GATHERED}")
     # Looked for afterwards: what was compacted while we walked lies in one that may not have been there before.
@@ -72,8 +82,14 @@ def no_runs(path: str | Path) -> UserError:
 
 
 def _runs(path: Path, odd: list[str] | None) -> Iterator[dict[str, Any]]:
-    """Runs below a folder in the order of their paths, each once: a file counts before a compacted run. What is wrong
-    with files that are none goes into `odd`; None: raises UserError."""
+    """Runs below a folder in the order of their paths (`located`)."""
+    for _, run in located(path, odd):
+        yield run
+
+
+def located(path: Path, odd: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file, run) below a folder in the order of their paths, each once: a file counts before a compacted run, which
+    has the path that its file had. What is wrong with files that are none goes into `odd`; None: raises UserError."""
     loose, gathered = listed(path)  # before the parquets are opened: see bench.store.compact
     share = _sharing()
 
@@ -92,10 +108,11 @@ def _runs(path: Path, odd: list[str] | None) -> Iterator[dict[str, Any]]:
     for up in full.parents[:2]:  # a folder of one that was compacted
         if (file := up / GATHERED).is_file():
             sources.append(_gathered(file, path, f"{full.relative_to(up).as_posix()}/"))
-    run = None
-    for _, run in once(sources):
-        yield run
-    if run is None:
+    found = False
+    for item in once(sources):
+        found = True
+        yield item
+    if not found:
         raise UserError(f"{len(odd):,} files below {path}, no run among them; {odd[0]}") if odd else no_runs(path)
 
 
@@ -185,14 +202,56 @@ def load(path: str | Path) -> pd.DataFrame:
     return _collected(path, frame)
 
 
+def option(config: dict[str, Any], key: str) -> str | None:
+    """A dotted option of a configuration as text (null, true, 0.5), a node by its label; None where there is none."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    node = node.get("label", "...") if isinstance(node, dict) else node
+    return node if isinstance(node, str) else json.dumps(node)
+
+
+def options(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all options of a configuration."""
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from options(value, f"{prefix}{key}.")
+
+
+def _same(text: str | None, wanted: str) -> bool:
+    """Whether an option has a value: as text, or as a number."""
+    try:
+        return text is not None and (text == wanted or float(text) == float(wanted))
+    except ValueError:
+        return False
+
+
+def known_option(runs: list[dict], key: str, what: str) -> None:
+    """Raises UserError, in the name of `what`, for an option that no run has."""
+    if not any(option(run["config"], key) is not None for run in runs):
+        names = {name for run in runs for name in options(run["config"])}
+        dotted = [name for name in names if "." in name and "_target_" not in name]
+        raise UserError(f"{what}: no run has it; {near(key, [*FILTERS, *dotted])}", 2)
+
+
 def selected(runs: list[dict], filters: Iterable[str]) -> list[dict]:
-    """Runs that pass every `key=value,value`. Raises UserError for an unknown key and for nothing left."""
+    """Runs that pass every `key=value,value`; a key is of FILTERS or a dotted option (method.n_bits). Raises UserError
+    for an unknown key and for nothing left."""
     runs = [run for run in runs if run["rows"]]
     for item in filters:
         key, _, value = item.partition("=")
-        choice("filter", key, FILTERS)
-        names = {str(run["rows"][0][key]) for run in runs}
-        runs = [run for run in runs if str(run["rows"][0][key]) in value.split(",")]
+        if "." in key:
+            known_option(runs, key, item)
+            found = [option(run["config"], key) for run in runs]
+        else:
+            choice("filter", key, FILTERS)
+            found = [str(run["rows"][0][key]) for run in runs]
+        names = {text for text in found if text is not None}
+        wanted = value.split(",")
+        runs = [run for run, text in zip(runs, found, strict=True) if any(_same(text, one) for one in wanted)]
         if not runs:
             raise UserError(f"{item} leaves nothing; {near(value, names)}")
     if not runs:

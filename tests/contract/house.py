@@ -12,21 +12,10 @@ from typing import NamedTuple
 
 CODE = ("bench", "methods", "attacks", "hydra_plugins")
 MODULES = {"run", "experiment", "stages", "threat", "judge", "controls", "gallery", "train", "types", "errors", "spec"}
-MODULES |= {"metrics", "progress", "machine", "precision", "layers", "plan", "embed", "verify", "__main__"}
-PACKAGES = {
-    "cli",
-    "data",
-    "models",
-    "tasks",
-    "store",
-    "loggers",
-    "report",
-    "claims",
-    "studies",
-    "site",
-    "check",
-    "owner",
-}
+MODULES |= {"metrics", "progress", "machine", "precision", "layers", "plan", "embed", "verify", "runs", "cache"}
+MODULES |= {"__main__"}
+PACKAGES = {"cli", "data", "models", "tasks", "store", "loggers", "report", "claims", "studies", "site", "check"}
+PACKAGES |= {"owner"}
 # A module imports rooms of lower levels, and its own room: a package or a module at the top of bench, a plug-in folder.
 LEVELS = (
     ("errors", "metrics", "progress"),
@@ -40,8 +29,8 @@ LEVELS = (
     ("controls", "judge"),
     ("run",),
     ("cli",),
-    ("owner",),
-    ("studies", "check", "layers", "plan", "embed", "verify", "__main__", "hydra_plugins"),
+    ("owner", "runs"),
+    ("studies", "check", "layers", "plan", "embed", "verify", "cache", "__main__", "hydra_plugins"),
     ("claims", "site"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

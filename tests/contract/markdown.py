@@ -77,8 +77,7 @@ def broken(path: Path, root: Path) -> list[str]:
     for match in LINK.finditer(prose):
         link = next(filter(None, match.groups()))
         where, _, anchor = unquote(link).partition("#")
-        # A backslash: the report's mark of a lost bit, (\*), right behind an interval in brackets.
-        if re.match(r"[a-zA-Z][\w+.-]*:|//|\\", link):
+        if re.match(r"[a-zA-Z][\w+.-]*:|//", link):
             continue
         target = (path.parent / where).resolve() if where else path.resolve()
         place = f"{path.relative_to(root).as_posix()}:{prose.count(chr(10), 0, match.start()) + 1}: {link}"

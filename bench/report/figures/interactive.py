@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from bench.report.figures.shown import Axis, Chart, Level, Panel, Series
+from bench.report.figures.charts import Axis, Chart, Level, Panel, Series
 from bench.report.style import GREY, KINDS, RULE, Look
 
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
@@ -75,8 +75,12 @@ def chart(figure: Chart, anchors: Anchors) -> go.Figure:
             layout |= {_id("xaxis", k): x, _id("yaxis", k): y}
             traces = [_boxes(panel, anchors)] if panel.boxes else []
             for series in panel.series:
-                drawn = _bars if series.joined == "bars" else _series
-                traces += drawn(series, figure.looks[series.label], anchors)
+                look = figure.looks[series.label]
+                if series.joined == "bars":
+                    right, x["range"] = panel.x.ends[1], _widened(panel.x.ends)
+                    traces += _bars(series, look, anchors, right)
+                else:
+                    traces += _series(series, look, anchors)
             data += [trace | {"xaxis": _id("x", k), "yaxis": _id("y", k)} for trace in traces]
             layout["shapes"] += [_line_of(level, k) for level in panel.levels]
         layout["annotations"] += _told(panels[-1], k)
@@ -86,6 +90,11 @@ def chart(figure: Chart, anchors: Anchors) -> go.Figure:
     base |= {"plot_bgcolor": "white", "paper_bgcolor": "white", "dragmode": False, "barmode": "overlay"}
     base |= {"margin": {"l": 60, "r": 16, "t": 28, "b": 104 if figure.looks else 40}, "hoverlabel": hover}
     return go.Figure({"data": data, "layout": base | layout})
+
+
+def _widened(ends: tuple[float, float]) -> list[float]:
+    """An axis with room for texts on the right."""
+    return [ends[0], ends[1] + 0.3 * (ends[1] - ends[0])]
 
 
 def _spans(weights: Sequence[float], gap: float) -> list[list[float]]:
@@ -151,15 +160,15 @@ def _face(look: Look) -> dict[str, Any]:
     return {"color": look.colour, "pattern": pattern}
 
 
-def _bars(s: Series, look: Look, anchors: Anchors) -> list[dict[str, Any]]:
-    """The bars of one method, and their texts where bar and interval end."""
+def _bars(s: Series, look: Look, anchors: Anchors, right: float) -> list[dict[str, Any]]:
+    """The bars of one method, and their texts in a column at `right`."""
     base = {"y": s.y, "showlegend": False, "legendgroup": s.label, **_hover(s.told, s.about, anchors)}
     ends = [*zip(s.x, *s.band, strict=True)]
     error = {"array": [high - x for x, _, high in ends], "arrayminus": [x - low for x, low, _ in ends]}
     drawn = {"type": "bar", "orientation": "h", "width": s.size, "marker": _face(look), "x": s.x}
     drawn |= {"error_x": error | {"thickness": 1, "width": 3}}
     words = {"type": "scatter", "mode": "text", "text": [f" {escape(text)}" for text in s.texts], "cliponaxis": False}
-    words |= {"x": [max(0.0, *(v for v in (x, high) if v == v), 0.0) for x, _, high in ends]}
+    words |= {"x": [right] * len(ends)}
     words |= {"textposition": "middle right", "textfont": {"size": 10, "color": GREY}}
     return [base | drawn, base | words]
 

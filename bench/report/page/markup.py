@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from bench.metrics import missing
 from bench.report.style import KINDS
 from bench.report.tables import Table
+from bench.report.words import natural
 
 
 def datatables() -> tuple[str, str]:
@@ -102,8 +103,10 @@ def slug(text: str) -> str:
 def grid(made: Table, anchors: Mapping[tuple, str]) -> str:
     """A table of the report: outcomes are coloured by their kind and lead to their provenance."""
     rows = []
+    # Keys with numbers in them sort by those.
+    numbered = [any(natural(row[j].text) != row[j].text for row in made.rows) for j in range(made.keys)]
     for row in made.rows:
-        out = [td(cell.text) for cell in row[: made.keys]]
+        out = [td(cell.text, natural(cell.text) if by else None) for cell, by in zip(row, numbered, strict=False)]
         for text, kind, at in row[made.keys :]:
             known = kind in KINDS
             order = weighed(text, kind) if known else leading(text)

@@ -8,6 +8,19 @@
       ordering: {indicators: false, handler: true}, columnDefs: [{targets: "pick", columnControl: list}],
     });
   }
+  for (const box of document.querySelectorAll(".wide, .dt-container .dt-layout-table")) {
+    const cue = Object.assign(document.createElement("div"), {className: "cue", textContent: "goes on to the right \u2192"});
+    box.before(cue);
+    const look = () => {
+      const on = box.scrollLeft + box.clientWidth < box.scrollWidth - 1;
+      cue.hidden = box.scrollWidth <= box.clientWidth + 1;
+      cue.style.visibility = on ? "" : "hidden";
+      box.classList.toggle("on", on);
+    };
+    box.addEventListener("scroll", look, {passive: true});
+    const sizes = new ResizeObserver(look);
+    [box, ...box.children].forEach((part) => sizes.observe(part));
+  }
   const seen = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach(({target}) => {
     seen.unobserve(target);
     const figure = JSON.parse(target.nextElementSibling.textContent);

@@ -23,7 +23,7 @@ from bench.report.figures import interactive, shown
 from bench.report.figures.interactive import Anchors
 from bench.report.page.markup import document, figure, grid, num, slug, table, td
 from bench.report.style import JUDGED
-from bench.report.words import CELL, ber, claim, configuration, interval, number, places, unit
+from bench.report.words import CELL, ber, claim, configuration, interval, natural, number, places, unit
 from bench.store.runfile import GATHERED
 
 MOST_POINTS, MOST_FIGURES, MOST_CELLS = 3000, 150, 1500  # what a browser is asked to hold
@@ -32,9 +32,13 @@ CLAIMS = ("name", "paper", "claim", "criterion", "verdict", "what was seen", "pu
 
 
 def page(
-    content: Content, folder: Path, claims: list[dict[str, Any]] | None, left_out: int = 0, assets: str = ""
+    content: Content,
+    folders: Sequence[Path],
+    claims: list[dict[str, Any]] | None,
+    left_out: int = 0,
+    assets: str = "",
 ) -> str:
-    """The whole page; `folder` is where the runs were read from, beside so many files that are none. Nothing in it
+    """The whole page; `folders` are where the runs were read from, beside so many files that are none. Nothing in it
     depends on when or where it was made. assets: as for markup.document."""
     anchors = anchored(content.rows)
     sections = {
@@ -50,7 +54,7 @@ def page(
         "published": ("Published beside measured", _part(content, "published", anchors, "")),
         "writing": ("What they write", _part(content, "writing", anchors, "")),
         "points": ("Every point", _points(content, anchors)),
-        "provenance": ("Provenance", provenance(content, folder, anchors)),
+        "provenance": ("Provenance", provenance(content, folders, anchors)),
     }
     sections = {name: (title, text) for name, (title, text) in sections.items() if text}
     links = {f"#{name}": title for name, (title, _) in sections.items()}
@@ -63,9 +67,11 @@ def facts(content: Content, left_out: int) -> str:
     df = content.rows
     judged = sorted(df[["alpha", "max_damage"]].drop_duplicates().itertuples(index=False, name=None))
     named = {
-        "models, data": listed([f"{model} on {data}" for model, data in sorted(places(df))]),
-        "methods": ", ".join(sorted(set(df["method_label"]))),
-        "attacks": ", ".join(sorted({a for a in df["attack_label"] if a != "none"})) or "none",
+        "models, data": listed(
+            [f"{model} on {data}" for model, data in sorted(places(df), key=lambda at: [*map(natural, at)])]
+        ),
+        "methods": ", ".join(sorted(set(df["method_label"]), key=natural)),
+        "attacks": ", ".join(sorted({a for a in df["attack_label"] if a != "none"}, key=natural)) or "none",
         "runs": f"{df['run_id'].nunique():,} with {len(df):,} rows; seeds {listed(sorted(set(df['seed'])))}",
         "judged at": "; ".join(f"alpha {number(a)}, at most {limit:g} points of damage" for a, limit in judged),
         "commit": ", ".join(sorted({str(c) for c in df["commit"] if not missing(c)})) or "not recorded",
@@ -206,11 +212,11 @@ def _points(content: Content, anchors: Anchors) -> str:
     return table(head, rows, ("attack", "method", "model", "data", "knob", "verdict"), note)
 
 
-def provenance(content: Content, folder: Path, anchors: Anchors, back: str = "summary") -> str:
+def provenance(content: Content, folders: Sequence[Path], anchors: Anchors, back: str = "summary") -> str:
     """The runs, configuration and command of every cell, by its anchor; `back`: where one comes from."""
     said = {configuration(c): c for c in content.cells.itertuples()}
     made = {(run["rows"][0]["run_id"], run["rows"][0]["created_at"]): run for run in content.runs}
-    compacted = (folder / GATHERED).is_file()
+    compacted = any((folder / GATHERED).is_file() for folder in folders)
     text = ['<p class="hint">Follow a cell of the summary, a point of a figure or a line of the table above.</p>\n']
     names = "".join(f"<th>{name}</th>" for name in ("run", "seed", "file", "commit", "device", "made", "rows"))
     for i, (key, g) in enumerate(content.rows.groupby(CELL, sort=False)):
@@ -218,7 +224,7 @@ def provenance(content: Content, folder: Path, anchors: Anchors, back: str = "su
         rows = []
         for (run_id, seed), r in g.groupby(["run_id", "seed"], sort=True):
             file = f"{cell['method']}/{cell['attack']}/{run_id}.json"
-            if not (folder / file).is_file():
+            if not any((folder / file).is_file() for folder in folders):
                 file = f"in {GATHERED}" if compacted else "–"
             row = r.iloc[0]
             states = ", ".join(f"{n} {s}" for s, n in sorted(Counter(r["status"]).items()))

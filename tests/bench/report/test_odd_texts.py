@@ -8,7 +8,7 @@ import io
 import pandas as pd
 import pytest
 
-from bench.report import tables
+from bench.report import paper, tables
 from bench.report.content import assemble
 from bench.report.figures import static
 from bench.report.page.page import page
@@ -29,12 +29,12 @@ def test_a_report_of_odd_texts_comes_out_and_holds_them_as_text(tmp_path, text):
     points.append({"knob": "x", "status": "failed", "error": f"RuntimeError: {text}"})
     content = assemble([run("uchida", "prune", points=points, model=text, data=text)])
     files = [*(tables.markdown(*part) for part in content.parts.values())]
-    files += [tables.latex(*part) for part in content.parts.values()]
+    files += [paper.latex(*part, name) for name, part in content.parts.items()]
     files += [tables.csv(frame) for frame in content.frames.values()]
     for made in files:
         assert "\x1b" not in made
         assert "](http" not in made
-    html = page(content, tmp_path, None)
+    html = page(content, [tmp_path], None)
     assert "<script>alert" not in html
     assert "\x1b" not in html
     assert static.draw(content, tmp_path, ["svg"])

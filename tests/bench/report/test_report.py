@@ -8,7 +8,7 @@ import re
 import pytest
 
 from bench import metrics
-from bench.report import aggregate, labels, style, tables
+from bench.report import aggregate, labels, paper, style, tables
 from bench.report.content import assemble, command
 from bench.report.figures import shown, static
 from tests.fake_runs import ATTACKS, VICTIM, N, call, cell, no_figures, plausible, point, run, save, summary
@@ -61,16 +61,22 @@ def test_variants_are_told_apart_and_never_averaged():
     agg = aggregate.aggregate(labels.variants(runs)).query("knob == 'ratio'")
     got = {(p.method_label, p.attack_label): (p.n, p.ber) for p in agg.itertuples()}
     assert got == {
-        ("uchida", "prune (scope=global, criterion=size)"): (2, 0.0),
-        ("uchida", "prune (scope=marked, criterion=random)"): (2, 0.5),
-        ("neuralmark", "prune (scope=global, criterion=size)"): (1, 0.25),
+        ("uchida", "prune (scope=global)"): (2, 0.0),
+        ("uchida", "prune (scope=marked)"): (2, 0.5),
+        ("neuralmark", "prune (scope=global)"): (1, 0.25),
     }
+    # What goes with it is said once, below the table.
+    assert (
+        "prune: criterion=size in prune (scope=global), random in prune (scope=marked)"
+        in assemble(runs).parts["summary"].legend
+    )
 
 
 def test_differences_outside_the_attack_go_to_the_method():
     runs = [run("uchida", a, config={"train.epochs": e, "method.k": e}) for a, e in (("none", 2), ("prune", 9))]
-    expected = {"uchida (train.epochs=2, k=2)", "uchida (train.epochs=9, k=9)"}
-    assert set(labels.variants(runs)["method_label"]) == expected
+    assert set(labels.variants(runs)["method_label"]) == {"uchida (k=2)", "uchida (k=9)"}
+    runs = [run("uchida", a, config={"train.epochs": e}) for a, e in (("none", 2), ("prune", 9))]
+    assert set(labels.variants(runs)["method_label"]) == {"uchida (train.epochs=2)", "uchida (train.epochs=9)"}
     other = {"label": "cifar100", "crop": 4}
     runs = [run("uchida", "finetune", config={"attack.transfer": to}) for to in (None, other)]
     assert set(labels.variants(runs)["attack_label"]) == {"finetune (transfer=null)", "finetune (transfer=cifar100)"}
@@ -155,6 +161,9 @@ def test_removal_is_the_least_damage_and_destruction_does_not_count():
     assert cell([run("uchida", "prune", 0, points)]) == "removed at 1.9 pts"
     assert cell([run("uchida", "prune", 0, [points[0], points[3]])]) == "survived (BER 0.02)"
     assert cell([run("uchida", "prune", 0, points[3:])]) == "survived (model destroyed)"
+    wrecks = [point(strength=s, ber=0.1 * s, damage=40.0) for s in (0.1, 0.2)]
+    assert cell([run("uchida", "prune", 0, wrecks)]) == "survived (BER 0.02, model destroyed)"
+    assert cell([run("uchida", "prune", 0, [*wrecks, points[0]])]) == "survived (BER 0.02)"
     both = [run("uchida", "prune", s, [point(ber=0.4, damage=1.0 + s)]) for s in range(3)]
     assert cell(both) == "removed at 2.0 pts"
     both[0] = run("uchida", "prune", 0, [point(ber=0.0, damage=9.0)])
@@ -235,9 +244,9 @@ def test_markdown_and_latex_are_whole_and_escaped():
         assert re.fullmatch(r"\|( -+:? \|)+", rows[1])
     assert "my\\_method\\|x" in text
     assert "\\*g\\* \\<h>" in text
-    tex = tables.latex(made, "legend")
+    tex = paper.latex(made, "legend", "made")
     assert len(re.findall(r"(?<!\\)\{", tex)) == len(re.findall(r"(?<!\\)\}", tex))
-    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == tex.count(r"\toprule") == len(made)
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == tex.count(r"\toprule") >= len(made)
     assert r"100\% of a\_b $|$ c \& \{d\} \textbackslash{} e f" in tex
     for body in re.findall(r"\\midrule\n(.*?)\\bottomrule", tex, re.S):
         assert len({len(re.findall(r"(?<!\\)&", row)) for row in body.strip().split("\n")}) == 1
@@ -248,8 +257,9 @@ def test_terminal_tables_fit_80_columns_and_carry_no_colour(tmp_path, capsys, mo
     no_figures(monkeypatch)
     assert call("--results", save(tmp_path, runs)) == 0
     out = capsys.readouterr().out
-    paths = (".csv", ".md", ".tex", ".html")  # are as they are
-    tables = [line for line in out.splitlines() if not line.endswith(paths)]
+    *tables, page, beside = out.splitlines()  # a path is as it is
+    assert page.endswith("report.html")
+    assert "tables in tables/" in beside
     assert max(map(len, tables)) <= 80
     assert "\x1b" not in out
     for word in ("frequency", "vit_tiny", "before attack", "overwritten", "forged", "3 seeds"):

@@ -36,7 +36,7 @@ def test_odd_files_are_left_out_or_do_no_harm(tmp_path, part):
         assert len(runs) + len(odd) == 2
         assert all(line.startswith(f"{folder / 'odd.json'} is not a run file") and "\n" not in line for line in odd)
         content = assemble([found for found in runs if found["rows"]])
-        assert "Watermark benchmark" in page(content, folder, None, len(odd))
+        assert "Watermark benchmark" in page(content, [folder], None, len(odd))
 
 
 @pytest.mark.parametrize(
