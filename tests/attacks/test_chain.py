@@ -10,7 +10,7 @@ import torch
 
 from bench import run, spec, threat
 from bench.errors import ConfigError
-from bench.report.words import axis
+from bench.report import words as report_words
 from bench.types import Attack, Snapshot
 from tests.helpers import build_attack, fit, rng, tiny, victim, weights_of
 
@@ -56,7 +56,7 @@ def test_the_point_to_go_on_from_is_the_one_that_is_named(marked):
     assert [knob for knob, *_ in points(last, robbed, fit(x))] == ["quantize bits/channel 2 > ratio"]
     ((knob, strength, made, _),) = points(named, robbed, fit(x))
     assert (knob, strength) == ("quantize bits/tensor 3 > ratio", 0.5)
-    assert axis("prune ratio 0.5 > bits/tensor") == "bits"
+    assert not report_words.knob("prune ratio 0.5 > bits/tensor", {}).rises  # of its last step
     assert len(made[key.where[0]].unique()) <= 7  # of the 2^3 - 1 levels those that pruning left
     wrong = chain(*words, '+attack.at.quantize="bits/tensor 5"')
     with pytest.raises(ConfigError, match=r"bits/tensor 5: no such point; valid: bits/tensor 8, .*bits/channel 2$"):
