@@ -84,12 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser("python -m bench.report", description="Tables and figures of all runs.")
     home = os.path.expanduser  # no shell does that after a =
-        "--runs", action="append", metavar="DIR", type=home, help="folder of run files, repeatable (RESULTS/runs)"
+    parser.add_argument(
         "filters", nargs="*", metavar="key=value", help=f"{', '.join(FILTERS)}, any option (method.n_bits): a,b,..."
     )
     parser.add_argument("--results", default="results", type=home, help="folder of the results (default: %(default)s)")
     parser.add_argument(
-        "--runs", action="append", metavar="DIR", type=home, help="folder of run files, may be repeated (RESULTS/runs)"
+        "--runs", action="append", metavar="DIR", type=home, help="folder of run files, repeatable (RESULTS/runs)"
     )
     parser.add_argument(
         "--out", metavar="DIR", type=home, help="where report.html, tables/ and figures/ go (default: RESULTS)"
