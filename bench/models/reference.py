@@ -140,7 +140,10 @@ def referring(found: Traced, unread: Mapping[str, Tensor]) -> Reference:
     channels = traces["channels"]
     # As they are stored: transformers' Conv1D the other way round.
     turned = {f"{name}.weight" for name, m in model.named_modules() if weights.conv1d(m)}
-    unread = {name: t.t() if name in turned else t for name, t in unread.items()}
+    first = {id(p): name for name, p in model.named_parameters()}
+    tied = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    # By the name that the trace has of a tied weight, or it would be looked at whole under that.
+    unread = {tied.get(name, name): t.t() if name in turned else t for name, t in unread.items()}
     families = tuple(f for f in places.families(channels) if any(len(roots) > 1 for roots in f.roots))
     own = {name: t.float() for name, t in channels.tensors.items() if t.dim() > 1}
     shown = own | {name: t.detach().cpu().float() for name, t in unread.items()}

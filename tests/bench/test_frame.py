@@ -43,7 +43,7 @@ def test_what_ends_a_command_is_a_line_and_a_status(capsys, error, code, said):
     def work() -> int:
         raise error
 
-    assert framed(work, "runs", "debug=true") == code
+    assert framed(work, "finished runs are kept", "debug=true") == code
     assert capsys.readouterr().err == said
 
 

@@ -41,7 +41,7 @@ def test_the_report_says_it_where_it_is_read(tmp_path, monkeypatch, capsys):
     runs = made(1, 2)
     assert call("--results", save(tmp_path, runs), "--formats", "svg") == 0
     assert "warning: replicates made with 1, 2 CPU threads" in capsys.readouterr().err
-    assert "replicates made with 1, 2 CPU threads" in page(assemble(runs), tmp_path, None)
+    assert "replicates made with 1, 2 CPU threads" in page(assemble(runs), [tmp_path], None)
 
 
 def test_rows_keep_it_in_a_parquet_and_older_ones_have_none(tmp_path):
