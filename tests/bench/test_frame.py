@@ -32,7 +32,7 @@ def refused(done: subprocess.CompletedProcess, said: str, code: int = 1) -> None
         (OSError(30, "Read-only file system", "results"), 1, "error: results: Read-only file system\n"),
         (MemoryError(), 1, "error: out of memory\n"),
         (BrokenPipeError(), 1, ""),
-        (KeyboardInterrupt(), 130, "interrupted: finished runs are kept, the same command goes on\n"),
+        (KeyboardInterrupt(), 130, "interrupted: finished runs are kept; the same command goes on\n"),
         (SystemExit("error: refused"), 1, "error: refused\n"),
         (SystemExit(2), 2, ""),
         (SystemExit(), 0, ""),
