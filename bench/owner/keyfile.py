@@ -300,5 +300,6 @@ def opened(owned: Owned, tensors: Mapping[str, Tensor]) -> align.Traced:
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     # What the file leaves out is no part of it.
-    shared = {name: tensors[min([name, *owned.tied.get(name, [])])] for name in given}
+    order = sorted(given, key=lambda name: name not in structures["channels"].tensors)  # first names first
+    shared = {name: tensors[min([name, *owned.tied.get(name, [])])] for name in order}
     return align.Traced(skeleton.skeleton(shared, owned.carriers, owned.turned), structures, flips)
