@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from bench.errors import UserError
 from bench.store.files import published
-from bench.store.parquet import BLOCKS, opened, read, runs_of
+from bench.store.parquet import BLOCKS, opened, read, runs_of, seal
 from bench.store.runfile import GATHERED, read_loose
 from bench.store.runs import listed, no_runs, once
 from bench.types import Row
@@ -182,5 +182,6 @@ def _write(path: Path, tables: list[pa.Table]) -> None:
                 writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
         if pq.read_metadata(aside).num_rows != sum(table.num_rows for table in tables):
             raise OSError("rows are missing")
+        seal(aside)
         with open(aside, "rb") as file:
             os.fsync(file.fileno())  # the files that it replaces are deleted next

@@ -9,7 +9,9 @@ fields, and `env`, `command`, `controls`, `outputs`, `expected`, `knobs`, `stage
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from bench.errors import UserError
 from bench.store.runfile import COLUMNS, CONTROLS
 from bench.types import ROW_FIELDS, ROW_LATER
 
+SEAL = b"SHA-256:"
 MORE = ("outputs", "expected", "knobs", "stages")  # of a mark in outputs; of published runs; of later ones
 BLOCKS = ("env", "command", "controls", *MORE)  # of a run file, beside its configuration and rows
 
@@ -65,9 +68,31 @@ def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
         yield last, run
 
 
+def seal(path: Path) -> None:
+    """Put a checksum of the footer before it, where readers do not look: pages have checksums of their own, names and
+    places of columns have none."""
+    with open(path, "r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        start = -8 - int.from_bytes(file.read(4), "little")
+        file.seek(start, os.SEEK_END)
+        footer = file.read()
+        file.seek(start, os.SEEK_END)
+        file.write(SEAL + hashlib.sha256(footer).digest() + footer)
+
+
 def opened(path: Path) -> pq.ParquetFile:
-    """A parquet whose pages are compared with their checksums: the files that it replaced are gone."""
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    """A parquet whose pages and footer are compared with their checksums: the files that it replaced are gone. Raises
+    ValueError for another footer; files of before there was a seal are read without."""
+    file = pa.OSFile(str(path))
+    file.seek(max(0, file.size() - 8))
+    start = file.size() - 8 - int.from_bytes(file.read(4), "little") - len(SEAL) - 32
+    if start >= 0:
+        file.seek(start)
+        found, footer = file.read(len(SEAL) + 32), file.read()
+        if found.startswith(SEAL) and found[len(SEAL) :] != hashlib.sha256(footer).digest():
+            raise ValueError("checksum of its footer differs")
+    file.seek(0)
+    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def _configured(base: Path) -> dict[str, Path]:
         "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/none\n"
         "SelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\nReturnToService=2\n"
         f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\n"
-        f"AccountingStoragePort={accounts}\n"
+        f"AccountingStoragePort={accounts}\nAccountingStoragePass={base}/run/munge\n"
         f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory=4000 State=UNKNOWN\n"
         "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
     )
