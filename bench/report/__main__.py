@@ -27,6 +27,7 @@ from bench.store.runs import FILTERS, known_option, read_runs, selected
 def report(args: argparse.Namespace) -> bool:
     """Write and print everything; False when a control failed. Raises UserError for what the user can mend."""
     from bench.report.figures import static  # and matplotlib and plotly: a second that an error need not wait for
+    from bench.report.figures.sweeps import sweeps
     from bench.report.page.page import page
 
     for name in (formats := args.formats.split(",")):
@@ -47,6 +48,8 @@ def report(args: argparse.Namespace) -> bool:
         known_option(runs, args.x, f"--x {args.x}")
     columns = [pattern.strip() for pattern in args.columns.split(",")] if args.columns else []
     content = assemble(runs, args.x, columns)
+    if args.x:
+        _ = [*sweeps(content)]  # before anything is written
     claims, out = verdicts.read(Path(args.results) / "claims.json"), Path(args.out or args.results)
     texts = {f"{name}.csv": csv(frame) for name, frame in content.frames.items()}
     width = "column" if args.width == "column" else "text"

@@ -21,6 +21,7 @@ from bench.report import threads
 from bench.report.content import Content, command
 from bench.report.figures import interactive, shown
 from bench.report.figures.interactive import Anchors
+from bench.report.figures.sweeps import sweeps
 from bench.report.page.markup import document, figure, grid, num, slug, table, td
 from bench.report.style import JUDGED
 from bench.report.words import CELL, ber, claim, configuration, interval, natural, number, places, unit
@@ -50,6 +51,7 @@ def page(
         "fidelity": ("Fidelity", _fidelity(content, anchors)),
         "claims": ("Claims", _claims(claims, {run["rows"][0]["run_id"] for run in content.runs})),
         "curves": ("Attack by attack", _attacks(content, anchors)),
+        "sweep": (f"By {content.x}", charts(sweeps(content), anchors, True)),
         "pictures": ("Pictures", _part(content, "pictures", anchors, "")),
         "published": ("Published beside measured", _part(content, "published", anchors, "")),
         "writing": ("What they write", _part(content, "writing", anchors, "")),

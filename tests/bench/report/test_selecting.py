@@ -119,6 +119,14 @@ def test_an_option_on_the_x_axis_joins_its_values():
     assert len(below[0].series[0].band[0]) == 3
 
 
+def test_the_page_has_the_figures_of_an_option(tmp_path, monkeypatch):
+    no_figures(monkeypatch)
+    results = save(tmp_path, sized(bits=(64, 256)))
+    assert call("--results", results, "--x", "method.n_bits") == 0
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert '<section id="sweep"><h2>By method.n_bits</h2><h3>before attack by method.n_bits</h3>' in page
+
+
 def test_another_option_stays_in_the_label_beside_the_axis():
     runs = sized(bits=(64, 256), **{"method.scale": 1}) + sized(bits=(64, 256), **{"method.scale": 2})
     content = assemble(runs, "method.n_bits")
@@ -130,6 +138,7 @@ def test_an_axis_that_nothing_varies_along_is_one_line(tmp_path, capsys):
     results = save(tmp_path, sized(bits=(64,)))
     assert call("--results", results, "--x", "method.n_bits", "--formats", "svg") == 1
     assert "no method was run with two values of it" in capsys.readouterr().err
+    assert not (results / "tables").exists()
     assert call("--results", results, "--x", "method.nbits") == 2
     assert "did you mean 'method.n_bits'" in capsys.readouterr().err
 
