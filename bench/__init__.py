@@ -6,7 +6,7 @@ The face for other people's code (docs/library.md), imported when it is asked fo
     bench.verify(file, key, ...)            what a file of weights says of a key: Evidence
     bench.commit(path, key, file, ...)      hashes of both, to be published or time-stamped
     bench.run("method=uchida", ...)         the command line's words -> DataFrame of rows
-    bench.load(folder)                      all rows of a results folder -> DataFrame
+    bench.load("results/runs")              all rows of its run files -> DataFrame
 """
 
 import os
