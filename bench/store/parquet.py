@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,31 +68,61 @@ def runs_of(table: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
         yield last, run
 
 
+def _spans(metadata: pq.FileMetaData, end: int) -> list[tuple[int, int]]:
+    """Where each row group's bytes lie, headers of pages too, which pages' own checksums do not cover."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [[group.column(i) for i in range(group.num_columns)] for group in groups]
+    starts = [min(c.dictionary_page_offset or c.data_page_offset for c in each) for each in columns]
+    return [*zip([0, *starts[1:]], [*starts[1:], end], strict=True)] if starts else []
+
+
 def seal(path: Path) -> None:
-    """Put a checksum of the footer before it, where readers do not look: pages have checksums of their own, names and
-    places of columns have none."""
+    """Put checksums of all row groups before the footer, where readers do not look, and one of these and the footer."""
+    metadata = pq.read_metadata(path)
     with open(path, "r+b") as file:
         file.seek(-8, os.SEEK_END)
-        start = -8 - int.from_bytes(file.read(4), "little")
-        file.seek(start, os.SEEK_END)
-        footer = file.read()
-        file.seek(start, os.SEEK_END)
-        file.write(SEAL + hashlib.sha256(footer).digest() + footer)
+        start = file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
+        footer, sums = file.read(), b""
+        for low, high in _spans(metadata, start):
+            file.seek(low)
+            sums += hashlib.sha256(file.read(high - low)).digest()
+        file.seek(start)
+        file.write(sums + SEAL + hashlib.sha256(sums + footer).digest() + footer)
 
 
-def opened(path: Path) -> pq.ParquetFile:
-    """A parquet whose pages and footer are compared with their checksums: the files that it replaced are gone. Raises
-    ValueError for another footer; files of before there was a seal are read without."""
+def opened(path: Path) -> tuple[pq.ParquetFile, Callable[[Iterable[int]], None]]:
+    """A parquet, its footer compared with its checksum, and a function that does so with row groups: the files that it
+    replaced are gone. Both raise ValueError; in files of before there was a seal, pages have checksums alone."""
     file = pa.OSFile(str(path))
     file.seek(max(0, file.size() - 8))
     start = file.size() - 8 - int.from_bytes(file.read(4), "little") - len(SEAL) - 32
-    if start >= 0:
-        file.seek(start)
-        found, footer = file.read(len(SEAL) + 32), file.read()
-        if found.startswith(SEAL) and found[len(SEAL) :] != hashlib.sha256(footer).digest():
-            raise ValueError("checksum of its footer differs")
+    file.seek(max(0, start))
+    found, footer = file.read(len(SEAL) + 32), file.read()
     file.seek(0)
-    return pq.ParquetFile(file, page_checksum_verification=True)
+    opened = pq.ParquetFile(file, page_checksum_verification=True)
+    if start < 0 or not found.startswith(SEAL):
+        return opened, lambda groups: None
+    end = start - 32 * opened.num_row_groups
+    file.seek(max(0, end))
+    sums = file.read(32 * opened.num_row_groups)
+    if found[len(SEAL) :] != hashlib.sha256(sums + footer).digest():
+        raise ValueError("checksum of its footer differs")
+    spans = _spans(opened.metadata, end)
+
+    def compare(groups: Iterable[int]) -> None:
+        for i in groups:
+            low, high = spans[i]
+            file.seek(low)
+            if hashlib.sha256(file.read(high - low)).digest() != sums[32 * i : 32 * i + 32]:
+                raise ValueError(f"checksum of row group {i} differs")
+
+    return opened, compare
+
+
+def _table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    file, compare = opened(path)
+    compare(range(file.num_row_groups))
+    return file.read(columns=columns)
 
 
 @contextlib.contextmanager
@@ -101,7 +131,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
+    except (pa.ArrowException, OSError, LookupError, ValueError, AttributeError, TypeError, ArithmeticError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {said}); move it away") from error
 
@@ -109,7 +139,7 @@ def reading(path: Path) -> Iterator[None]:
 def read(path: Path, below: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """(file, run) of one parquet, in the order of paths; `below` a folder ("uchida/") only. Raises UserError."""
     with reading(path):
-        table = opened(path).read()
+        table = _table(path)
         if below:
             if "whole" not in table.column_names:
                 return  # somebody else's file in a folder further up
@@ -122,7 +152,7 @@ def columns(path: Path) -> dict[str, list]:
     out: dict[str, list] = {name: [] for name in COLUMNS}
     with reading(path):
         needed = [*ROW_FIELDS, "whole", "controls", "config.attack", "config.verify"]
-        for part in _columns(opened(path).read(columns=needed)):
+        for part in _columns(_table(path, needed)):
             for i, names in enumerate(part["whole"]):
                 for name in names.split() if names else ():
                     part[name][i] = int(part[name][i])
@@ -138,9 +168,11 @@ def columns(path: Path) -> dict[str, list]:
 
 def find(path: Path, name: str) -> dict[str, Any] | None:
     """The run whose file had this name, or None. Reads the statistics and one or two row groups. Raises UserError."""
-    with reading(path), opened(path) as file:
+    with reading(path):
+        file, compare = opened(path)
         at = file.schema_arrow.get_field_index("file")
         ranges = [file.metadata.row_group(i).column(at).statistics for i in range(file.num_row_groups)]
         groups = [i for i, s in enumerate(ranges) if s is None or s.min <= name <= s.max]
+        compare(groups)
         table = file.read_row_groups(groups)
         return next((run for _, run in runs_of(table.filter(pc.equal(table["file"], name)))), None)

@@ -140,6 +140,6 @@ def test_what_killed_writers_left_is_swept_after_a_day(tmp_path):
         for path in aside[-2:]:
             os.utime(path, (time.time() - age,) * 2)
     ask(tmp_path, 2)
-    files._swept.cache_clear()
+    files.swept.cache_clear()
     files.write_text(tmp_path / "a.txt", "a")
     assert [p.exists() for p in aside] == [False, False, True, True]
