@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,8 +26,8 @@ SMALL = ("model=timm", "model.name=test_resnet", "train.epochs=1", "data.train_l
 SMALL += ("verify.keys=5", "device=cpu", "threads=1")
 METHODS = ("uchida", "neuralmark", "greedy", "watermas", "vote", "trigger")
 ATTACKS = ("prune", "finetune", "quantize", "noise", "overwrite", "forge", "detect", "permute")
-RAW = re.compile(r"Traceback|\w*(Error|Exception)\b|debug=true")
-PATIENCE = 20.0  # seconds of a job that was accepted: it works
+RAW = re.compile(r"Traceback|\w+(Error|Exception):|debug=true")
+PATIENCE = 20.0  # seconds of CPU of a job that was accepted: it works
 
 
 def leaves(node: Any, at: str = "") -> list[str]:
@@ -78,11 +80,7 @@ def measured(count: int, seed: int, base: Path) -> tuple[Counter[str], list[str]
 
 def _patient(pid: int) -> int | None:
     """A child's exit status; None for one that is still at work after PATIENCE, which is ended."""
-    import os
-    import signal
-
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    while _spent(pid) < PATIENCE:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
@@ -90,3 +88,9 @@ def _patient(pid: int) -> int | None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return None
+
+
+def _spent(pid: int) -> float:
+    """Seconds of CPU of a process that was not waited for: on a busy machine, refusing too may take minutes."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
