@@ -23,8 +23,9 @@ from pathlib import Path
 from tests.helpers import ROOT
 from tests.system.kills import GRID, differences, rows
 
-NEEDED = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct", "scancel")
+NEEDED = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
 PATIENCE = 900.0  # seconds for whatever is waited for
+LONG = "train.epochs=60"  # seconds of training, in which a task can be killed
 ON_SLURM = ("launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2", "threads=1")
 
 
@@ -132,18 +133,33 @@ def cluster(base: Path) -> Iterator[dict[str, str]]:
 
 
 def _sweep(folder: Path, *more: str, **env: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "bench", *GRID, *more]
+    words = [sys.executable, "-m", "bench", *GRID, LONG, *more]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
     log = open(folder / "log", "a")  # noqa: SIM115 (the child's)
     return subprocess.Popen(words, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _training(folder: Path) -> str:
-    """The id (job_task) of a task that is training, or an empty string."""
+    """The number of a task that is training, or an empty string."""
     for path in folder.rglob("submitit/*_log.err"):
         if "training" in path.read_text():
-            return path.name.removesuffix("_log.err").removesuffix("_0")
+            return path.name.split("_")[1]
     return ""
+
+
+def _kill(task: str, conf: str) -> int:
+    """SIGKILL to the processes of an array's task on our cluster; how many there were."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            env = (folder / "environ").read_bytes().split(b"\0")
+            wanted = {f"SLURM_ARRAY_TASK_ID={task}".encode(), f"SLURM_CONF={conf}".encode()}
+            if wanted <= {*env} and b"submitit" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(found)
 
 
 def measured(base: Path) -> dict[str, int]:
@@ -156,7 +172,7 @@ def measured(base: Path) -> dict[str, int]:
         sweep, until = _sweep(there, *ON_SLURM, **env), time.monotonic() + PATIENCE
         while not (task := _training(there)) and sweep.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
-        subprocess.run(["scancel", "--signal=KILL", "--full", task], check=True, env={**os.environ, **env})
+        assert _kill(task, env["SLURM_CONF"]), f"task {task} has no process"
         status = sweep.wait(PATIENCE)
         said = (there / "log").read_text()
         print(said[-1500:])
