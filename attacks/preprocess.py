@@ -45,11 +45,14 @@ class Preprocess(Attack):
             for strength in getattr(self, kind):
                 changes.check(f"attack.{kind}", kind, strength)
 
+    def skip(self, victim: Victim) -> str | None:
+        return "its changes are of pictures: a text has none" if victim.task.gives == "text" else None
+
     def run(self, victim: Victim, rng: np.random.Generator, fit: Fit) -> Iterator[Snapshot]:
         seed = int(rng.integers(2**62))
         for kind in KINDS:
             for strength in getattr(self, kind):
-                mirrored = kind == "flip" and victim.task.gives == "pictures"
+                mirrored = kind == "flip" and victim.task.gives in ("pictures", "maps")
                 why = "what is given would be of another picture" if mirrored else ""
                 model = behind(victim.model, Filter(kind, strength, seed))
                 yield Snapshot(kind, strength, model, skipped=why)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from attacks.preprocess import KINDS, Filter, behind
 from bench import run
 from bench.data import changes
 from bench.errors import ConfigError
+from bench.types import Victim
 from tests.helpers import build_attack, config, restoration, rng, snapshots, tiny
 
 
@@ -82,3 +85,13 @@ def test_pictures_are_changed_before_they_are_restored(picture_folder, results):
     assert made["blur"].utility != made["none"].utility
     (flip,) = [row for row in rows if row.knob == "flip"]
     assert (flip.status, flip.error) == ("skipped", "what is given would be of another picture")
+
+
+def test_a_text_has_no_pictures_to_change_and_a_map_is_not_mirrored():
+    attack = build_attack("preprocess")
+    victim = SimpleNamespace(task=SimpleNamespace(gives="text"))
+    assert attack.skip(victim) == "its changes are of pictures: a text has none"
+    model = nn.Conv2d(3, 2, 1)
+    maps = Victim(model, None, SimpleNamespace(gives="maps"), fresh=None)
+    assert attack.skip(maps) is None
+    assert {s.knob for s in attack.run(maps, rng(0), None) if s.skipped} == {"flip"}
