@@ -52,6 +52,8 @@ def base(more: Sequence[str] = ()) -> list[str]:
 def small(cfg: DictConfig) -> list[str]:
     """Overrides of the options of a configuration's method and attack that SMALL has; of a chain, of its steps."""
     nodes = {"method": cfg.method, "attack": cfg.attack}
+    if "options" in cfg.attack:
+        nodes.pop("attack")
     for name, node in cfg.attack.get("options", {}).items():
         nodes[f"attack.options.{name}"] = node
     # Epochs that are null are the schedule's.

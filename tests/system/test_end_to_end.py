@@ -25,7 +25,7 @@ def test_one_command_gives_the_table_and_one_more_the_plots(tmp_path):
     assert str(path.relative_to(tmp_path)) in done.stdout
 
     content = json.loads(path.read_text())
-    assert list(content) == ["config", "env", "command", "controls", "rows", "check"]
+    assert list(content) == ["config", "env", "command", "controls", "knobs", "stages", "rows", "check"]
     assert content["command"] == [*SMALL, "attack=prune"]
     assert content["controls"].items() >= {"random_keys": 1000, "false_positives": 0}.items()
     assert content["config"]["method"]["n_bits"] == 64

@@ -75,8 +75,9 @@ def test_what_the_files_suggest_and_sweep_can_be_decided():
     assert tried == 1
 
 
-def test_a_value_given_twice_is_one_run():
-    assert len(read("uchida_pruning", ["seed=0,1,1"]).jobs) == 2
+def test_a_value_given_twice_is_told():
+    with pytest.raises(ConfigError, match="1 stands there twice"):
+        read("uchida_pruning", ["seed=0,1,1"])
 
 
 def test_an_axis_on_the_command_line_replaces_the_files():

@@ -216,8 +216,8 @@ def test_readers_and_writers_beside_it_miss_nothing(tmp_path):
 def test_what_is_first_compacted_during_a_walk_is_found(folder, monkeypatch):
     walk, count = os.walk, len(read_runs(folder))
 
-    def slow(top):
-        for i, found in enumerate(walk(top)):
+    def slow(top, **how):
+        for i, found in enumerate(walk(top, **how)):
             yield found
             if i == 0:
                 with monkeypatch.context() as patch:
