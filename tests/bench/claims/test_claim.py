@@ -10,6 +10,7 @@ from bench.claims.claim import names, read
 from bench.claims.criteria import CRITERIA
 from bench.claims.findings import enough
 from bench.claims.judging import SEEDS
+from bench.errors import ConfigError
 from tests.helpers import ROOT, config, tiny
 
 
