@@ -95,7 +95,6 @@ def planned(words: list[str]) -> dict[str, Work]:
     """hosts, marks and attacks of a sweep."""
     from omegaconf import OmegaConf
 
-    from bench import spec
     from bench.run import finished
     from bench.store import cache
 
@@ -109,8 +108,7 @@ def planned(words: list[str]) -> dict[str, Work]:
         if x.method.marks:
             stages.append(("mark", x.mark_identity, f"{x.method_name} in {x.model.title} on {x.data.name}"))
         for stage, identity, name in stages:
-            whole = {"version": cache.VERSION, "stage": stage, **spec.canonical(identity)}
-            address = spec.digest(whole)
+            whole, address = cache.addressed(stage, identity)
             there = (root / stage / address / "meta.json").is_file()
             work[stage].add(address, _group(whole), name, there)
         node = OmegaConf.to_container(x.cfg.attack, resolve=True)
@@ -157,10 +155,8 @@ def _took(rows: list[dict[str, Any]]) -> float:
     """What an attack took. Of epochs each row has the seconds up to there: of such a knob the last counts."""
     total: dict[str, float] = defaultdict(float)
     for row in rows:
-        seconds = row["seconds"] or 0.0
-        total[row["knob"]] = (
-            max(total[row["knob"]], seconds) if "epoch" in row["knob"] else total[row["knob"]] + seconds
-        )
+        before, seconds = total[row["knob"]], row["seconds"] or 0.0
+        total[row["knob"]] = max(before, seconds) if "epoch" in row["knob"] else before + seconds
     return sum(total.values())
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.errors import UserError
+from bench.errors import UserError, framed
 from bench.store.files import write_text
 from bench.store.runs import listed
 
@@ -106,21 +106,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", nargs="+", metavar="PATH", help="say whether run files are complete; no pages")
     parser.add_argument("--again", action="store_true", help="with --check: make each again, and compare its rows")
     args = parser.parse_intermixed_args(argv)
-    try:
-        if args.check:
-            return 0 if checked([Path(path) for path in args.check], args.again, args.options) else 1
-        results = Path(args.results)
-        if not args.runs and not results.is_dir():
-            raise UserError(f"{results} is no folder: --results, or --runs")
-        places = [Path(path) for path in args.runs] if args.runs else folders(results)
-        if not places:
-            raise UserError(f"no folder of run files with a README.md below {results}; name some with --runs")
-        count = build(places, results / "claims" / "claims.json", Path(args.out))
-        print(f"{count} pages: {Path(args.out) / 'index.html'}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
+    return framed(lambda: site(args))
+
+
+def site(args: argparse.Namespace) -> int:
+    """What a command line asks for; the exit code. Raises UserError for what the user can mend."""
+    if args.check:
+        return 0 if checked([Path(path) for path in args.check], args.again, args.options) else 1
+    results = Path(args.results)
+    if not args.runs and not results.is_dir():
+        raise UserError(f"{results} is no folder: --results, or --runs")
+    places = [Path(path) for path in args.runs] if args.runs else folders(results)
+    if not places:
+        raise UserError(f"no folder of run files with a README.md below {results}; name some with --runs")
+    count = build(places, results / "claims" / "claims.json", Path(args.out))
+    print(f"{count} pages: {Path(args.out) / 'index.html'}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,16 @@ from bench.metrics import missing
 from bench.report.content import command
 from bench.report.words import number, unit
 
-MADE_BY = ("seed", "task", "method", "model", "data", "train", "verify")  # nodes of a configuration that make a mark
+MADE_BY = (
+    "seed",
+    "task",
+    "host",
+    "method",
+    "model",
+    "data",
+    "train",
+    "verify",
+)  # nodes of a configuration that make a mark
 FACTS = ("python", "torch", "timm", "numpy", "device", "threads")
 
 

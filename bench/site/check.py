@@ -15,8 +15,7 @@ from bench.store.runfile import read_loose
 LEAST = 1000  # random keys
 # Of a row: when, where and how fast it was made.
 CIRCUMSTANCES = ("seconds", "peak_mb", "device", "commit", "created_at", "threads")
-# Nodes of a configuration that change no row, and what a run fills in from its choices.
-BESIDE = ("device", "threads", "results_dir", "force", "debug", "cache", "logger", "expected", "claim")
+# What a run fills in from its choices.
 FILLED = ("verify.max_damage", "verify.claim", "attack.knows", "attack.data")
 
 
@@ -69,18 +68,23 @@ def _composed(run: dict[str, Any]) -> Iterator[str]:
     from omegaconf.errors import OmegaConfBaseException
 
     from bench.cli.compose import composed
+    from bench.report.content import BESIDE  # options that change no number
+    from bench.run import BESIDE as ASKED
 
+    beside = {*BESIDE, *ASKED} - {"seed"}
     try:
         made = OmegaConf.to_container(composed(run["command"]), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         yield f"its command does not compose: {' '.join(str(error).split())[:200]}"
         return
     said, told = (
-        {key: value for key, value in spec.flat(node).items() if key.partition(".")[0] not in BESIDE}
+        {key: value for key, value in spec.flat(node).items() if key.partition(".")[0] not in beside}
         for node in (made, run["config"])
     )
-    for key in sorted(said.keys() & told.keys() - {*FILLED}):
-        if said[key] != told[key]:
+    for key in sorted((said.keys() | told.keys()) - {*FILLED}):
+        if key not in told or key not in said:
+            yield f"{key} is {'not recorded' if key in said else 'recorded, and no option'}"
+        elif said[key] != told[key]:
             yield f"{key} is {told[key]}, and its command makes it {said[key]}"
 
 

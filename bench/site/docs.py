@@ -13,7 +13,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Docs:
-    """text: docstrings of module and class, paragraphs; paper: the first sentence; year; code: address, or empty."""
+    """text: docstrings of module and class, paragraphs; paper: the first sentence; year; code: address; arxiv:
+    number; each empty where there is none."""
 
     text: tuple[str, ...]
     paper: str

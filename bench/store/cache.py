@@ -107,6 +107,12 @@ def _read(path: Path, address: str | None = None) -> dict[str, Any]:
     return meta
 
 
+def addressed(stage: str, identity: Any) -> tuple[dict[str, Any], str]:
+    """(identity, address) of a stage: all that its meta.json says it is of, and that as a folder's name."""
+    whole = {"version": VERSION, "stage": stage, **spec.canonical(identity)}
+    return whole, spec.digest(whole)
+
+
 def cached(
     place: str | Path | Cache, stage: str, identity: Any, build: Callable[[Path], dict[str, Any]], say: Say = silent
 ) -> Entry:
@@ -116,8 +122,7 @@ def cached(
     """
     place = place if isinstance(place, Cache) else Cache(str(place), url=None)
     shared = remote.connect(place.url) if place.url else None
-    identity = {"version": VERSION, "stage": stage, **spec.canonical(identity)}
-    address = spec.digest(identity)
+    identity, address = addressed(stage, identity)
     path = Path(place.root).expanduser() / stage / address
     try:
         entry = _here(path, identity, build, shared, say)

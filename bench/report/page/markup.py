@@ -6,6 +6,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def inert(text: str, tag: str) -> str:
     return re.sub(rf"</(?={tag})", r"<\\/", text, flags=re.IGNORECASE)
 
 
+@cache
 def libraries() -> dict[str, str]:
     """What a page shows its tables and figures with, by the file that it may lie in: styles and classic scripts, which
     a page that was opened from disk may load, as it may no modules."""

@@ -158,7 +158,7 @@ def test_of_two_keys_that_both_verify_the_earlier_committed_is_named(owned, auth
     pytest.importorskip("rfc3161_client")
     # The thief writes a mark of its own into the stolen network, in another layer: both verify from then on.
     model = net()
-    model.load_state_dict(torch.load(owned / "marked.pth"))
+    model.load_state_dict(torch.load(owned / "marked.pth", weights_only=True))
     mark = bench.Watermark("uchida", model, seed=8, n_bits=48, layer="body.0")
     trained(model.body, _Part(mark, model))
     mark.save(tmp_path / "thief.safetensors")

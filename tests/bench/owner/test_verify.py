@@ -61,12 +61,12 @@ def test_marked_plain_and_unusable_are_three_statuses(say, owned):
     ],
 )
 def test_a_copy_verifies_however_it_is_kept(say, owned, change):
-    torch.save(change(torch.load(owned / "marked.pth")), owned / "kept.pth")
+    torch.save(change(torch.load(owned / "marked.pth", weights_only=True)), owned / "kept.pth")
     assert say("kept.pth")[0] == 0
 
 
 def test_all_bits_inverted_are_the_mark_and_are_said_to_be(say, owned):
-    state = torch.load(owned / "marked.pth")
+    state = torch.load(owned / "marked.pth", weights_only=True)
     torch.save({**state, "last.0.weight": -state["last.0.weight"]}, owned / "inverted.pth")
     status, out, _ = say("inverted.pth")
     assert status == 0
@@ -75,7 +75,7 @@ def test_all_bits_inverted_are_the_mark_and_are_said_to_be(say, owned):
 
 
 def test_what_is_no_number_missing_or_of_another_shape_is_said(say, owned):
-    state = torch.load(owned / "marked.pth")
+    state = torch.load(owned / "marked.pth", weights_only=True)
     weight = state["last.0.weight"].clone()
     weight[:, 0] = math.nan
     torch.save({**state, "last.0.weight": weight}, owned / "nan.pth")
@@ -89,7 +89,7 @@ def test_what_is_no_number_missing_or_of_another_shape_is_said(say, owned):
 
 
 def test_permuted_channels_are_put_back_by_the_committed_copy_alone(say, owned):
-    torch.save(permuted(torch.load(owned / "marked.pth")), owned / "permuted.pth")
+    torch.save(permuted(torch.load(owned / "marked.pth", weights_only=True)), owned / "permuted.pth")
     status, out, _ = say("permuted.pth")
     assert status == 3
     status, out, _ = say("permuted.pth", "--reference", "marked.pth")
@@ -105,7 +105,7 @@ def test_permuted_channels_are_put_back_by_the_committed_copy_alone(say, owned):
 
 
 def test_the_same_copy_in_another_format_is_the_reference(owned):
-    state = torch.load(owned / "marked.pth")
+    state = torch.load(owned / "marked.pth", weights_only=True)
     save_file({f"module.{k}": v for k, v in state.items()}, owned / "other.safetensors")
     found = bench.verify(permuted(state, 3), owned / "key.safetensors", reference=owned / "other.safetensors")
     assert found
@@ -135,7 +135,7 @@ def test_a_second_file_is_no_word_and_is_not_passed_over(say):
 
 
 def test_names_do_not_move_the_cursor(say, owned):
-    state = torch.load(owned / "marked.pth")
+    state = torch.load(owned / "marked.pth", weights_only=True)
     torch.save({f"\x1b[2J\rVERIFIED.{k}": v for k, v in state.items()}, owned / "odd.pth")
     status, out, err = say("odd.pth")
     assert status == 0
