@@ -6,7 +6,7 @@ One that does makes every verdict of its run worthless; so does a host that is w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,16 +65,20 @@ def random_keys(x: Experiment) -> dict[str, Any] | None:
         return None
 
     def build(_: object) -> dict[str, Any]:
-        return _tried(x, *stages.opened(x, stages.mark(x, warn=False)), stages.skeleton(x, "stranger"))
+        return tried(x, *stages.opened(x, stages.mark(x, warn=False)), stages.skeleton(x, "stranger"))
 
     identity = {**x.mark_identity, "keys": x.verify.keys, "control": VERSION}
-    tried = cached(x.cache, "control", identity, build, x.say)
-    if not tried["ber"]:
+    read = cached(x.cache, "control", identity, build, x.say)
+    if not read["ber"]:
         return None
-    passed = [metrics.is_detected(p, x.verify.alpha, x.readings) for p in tried["log10_p"]]
-    hits = sum(ok and accepted for ok, accepted in zip(passed, tried["accepts"], strict=True))
-    found = {"random_keys": len(passed), "false_positives": hits}
-    return found | {"mean_ber": float(np.mean(tried["ber"])), "least_log10_p": min(tried["log10_p"])}
+    found = {"random_keys": len(read["ber"]), "false_positives": passed(read, x.verify.alpha, x.readings)}
+    return found | {"mean_ber": float(np.mean(read["ber"])), "least_log10_p": min(read["log10_p"])}
+
+
+def passed(read: Mapping[str, Any], alpha: float, readings: int = 1) -> int:
+    """How many of the keys that were `tried` verify, alpha shared among so many readings."""
+    found = [metrics.is_detected(p, alpha, readings) for p in read["log10_p"]]
+    return sum(ok and accepted for ok, accepted in zip(found, read["accepts"], strict=True))
 
 
 def _warned(x: Experiment, each: float) -> None:
@@ -84,7 +88,7 @@ def _warned(x: Experiment, each: float) -> None:
         x.say(f"control: {each:.2g} s a key, about {lasting(rest)} for all; verify.keys={fewer} tries fewer")
 
 
-def _tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[str, Any]:
+def tried(x: Experiment, model: nn.Module, own: Key, other: nn.Module) -> dict[str, Any]:
     """BER, p-value and acceptance of every key. Raises UserError where `trials` reads other bits than `extract`."""
     x.say(f"control: {x.verify.keys:,} random keys on {x.method_name}'s mark")
     draws = x.rng("judge", "keys")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench import metrics, stages
+from bench import controls, metrics, stages
 from bench.cli.compose import composed
 from bench.errors import ConfigError, UserError
 from bench.experiment import Experiment
@@ -83,7 +83,9 @@ def embed(x: Experiment, out: str, statement: str = "") -> Embedded:
     after = stages.evaluate(x, x.task, written, "validation")
     owned = _owned(x, written, key, tensors)
     made = evidence.judged(owned, written, x.verify.alpha, 1, x.task.view("owner"))
-    hits, error = _controls(x, written, key)
+    read = controls.tried(x, written, key, stages.skeleton(x, "stranger")) if x.verify.keys else None
+    hits = controls.passed(read, x.verify.alpha) if read else 0
+    error = float(np.mean(read["ber"])) if read and read["ber"] else None
     _write(folder, tensors, owned, statement)
     if method.access == "weights":
         made = evidence.verify(folder / FILES[0], folder / FILES[1], alpha=x.verify.alpha)
@@ -127,22 +129,6 @@ def _owned(x: Experiment, model: nn.Module, key: Key, tensors: Mapping[str, Tens
     held = checkpoints.plain(checkpoints.of(tensors)).tensors
     about = keyfile.described(model, key)
     return keyfile.Owned(key, x.method, **about, digest=keyfile.content(held), traced=traced)
-
-
-def _controls(x: Experiment, model: nn.Module, own: Key) -> tuple[int, float | None]:
-    """How many keys that strangers drew verify, and the mean of their bit error rates."""
-    hits, errors, draws = 0, [], np.random.default_rng(secrets.randbits(256))
-    if not x.verify.keys:
-        return 0, None
-    other = stages.skeleton(x, "stranger")
-    x.say(f"control: {x.verify.keys:,} random keys")
-    with torch.inference_mode(), x.progress("random keys", x.verify.keys) as step:
-        for key, soft in x.method.trials(model, own, other, draws, x.verify.keys, x.task):
-            error, log10_p = x.method.evidence(soft, key)
-            errors.append(error)
-            hits += metrics.is_detected(log10_p, x.verify.alpha) and x.method.accepts(key)
-            step()
-    return hits, float(np.mean(errors)) if errors else None
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], owned: keyfile.Owned, statement: str) -> None:

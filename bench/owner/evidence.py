@@ -209,11 +209,9 @@ def _weights(
 
 def _stored(owned: Owned, name: str, tensor: Tensor) -> Tensor:
     """A marked weight as (out, in, ...)."""
-    if name in owned.turned and tensor.dim() == 2 and (tuple(tensor.shape) != owned.shapes[name]):
-        return tensor.t()
-    if name in owned.turned and tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1]:
-        return tensor.t()
-    return tensor
+    square = tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1]
+    turned = name in owned.turned and tensor.dim() == 2 and (square or tuple(tensor.shape) != owned.shapes[name])
+    return tensor.t() if turned else tensor
 
 
 def _read(owned: Owned, tensors: Mapping[str, Tensor]) -> tuple[nn.Module, list[str], bool]:

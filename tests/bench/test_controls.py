@@ -43,6 +43,6 @@ def test_slow_keys_are_told_after_ten(monkeypatch, seconds, count, expected):
         **{"method": method, "method_name": "slow", "verify": SimpleNamespace(keys=count), "task": None},
         **{"say": said.append, "progress": unseen, "rng": lambda *roles: np.random.default_rng(0)},
     )
-    tried = controls._tried(x, None, None, None)
+    tried = controls.tried(x, None, None, None)
     assert len(tried["ber"]) == count
     assert said[1:] == expected
