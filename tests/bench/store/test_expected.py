@@ -142,8 +142,9 @@ def test_a_run_keeps_it_and_one_that_was_made_before_takes_it_up(results, tmp_pa
     assert (again.status, again.path) == ("cached", first.path)
     noted = json.loads(first.path.read_bytes())
     assert noted["expected"] == [NOTED]
-    assert list(noted)[-2:] == ["expected", "rows"]
-    assert {k: v for k, v in noted.items() if k != "expected"} == json.loads(before)
+    assert list(noted)[-5:] == ["expected", "knobs", "stages", "rows", "check"]
+    rest = {k: v for k, v in json.loads(before).items() if k != "check"}  # which is of all the rest
+    assert {k: v for k, v in noted.items() if k not in ("expected", "check")} == rest
     when = first.path.stat().st_mtime_ns
     assert run.run(cfg).status == "cached"
     del cfg.expected  # asked without the experiment: what is known stays known
