@@ -21,7 +21,7 @@ def small(results: Path, method: str, attack: str, *more: str):
     names = [f"method={method}", f"attack={attack}", *LANGUAGE]
     cfg = config(*names)
     strengths = SMALL | {"n_bits": "32", "k": "64"}  # as few bits as can be detected: few steps embed them
-    less = [f"{g}.{k}={v}" for g in ("method", "attack") for k, v in strengths.items() if k in cfg[g]]
+    less = [f"{g}.{k}={v}" for g in ("method", "attack") for k, v in strengths.items() if cfg[g].get(k) is not None]
     if attack == "chain":  # its steps are attacks
         less = [word for word in less if not word.startswith("attack.")]
         less += [f"attack.options.finetune.epochs={SMALL['epochs']}"]

@@ -202,7 +202,7 @@ def test_anybody_trains_an_extractor_that_reads_his_own_message(results, picture
     *before, row = run.run(x.cfg).rows
     assert (row.knob, row.strength, row.claim_detected, row.detected) == ("trained", 300, True, True)
     assert row.claim_ber == 0
-    assert metrics.verdict(vars(row), "forge", 1.0) == "forged"
+    assert metrics.verdict(vars(row) | {"log10_p_host": None}, "forge", 1.0) == "forged"  # a crude host is none
     assert row.utility == next(r.utility for r in before if r.knob == "none")
     model, _ = stages.opened(x, stages.mark(x))
     one, two = forged(x, model), forged(x, model)

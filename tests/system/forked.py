@@ -70,9 +70,10 @@ def _run(words: list[str], module: str) -> int:
         return main(words)
     from bench.__main__ import run
     from bench.cli import usage
+    from bench.cli.help import help_text
 
     sys.argv = ["bench", *words]
-    return usage.answer(words, usage.help_text, run)
+    return usage.answer(words, help_text, run)
 
 
 def _counted(folder: Path, die_at: int) -> list[int]:
